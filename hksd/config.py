@@ -1,0 +1,290 @@
+"""The description of one distillation run: load, dump, hash.
+
+The same schema with ranges in place of values is a search space (`search.space`); what a search exports as
+``best.yaml`` is such a run configuration again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from hksd.errors import Problem
+from hksd.models import check_name as check_model
+from hksd.schema import Document, Section, apply_overrides, check, read_yaml
+from hksd.terms import TERMS, TermConfig
+
+ModelName = Annotated[str, AfterValidator(check_model)]
+DATASETS = ("digits", "cifar10", "cifar100", "folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """Which images, and how they are split and augmented."""
+
+    name: Annotated[
+        Literal["digits", "cifar10", "cifar100", "folder"],
+        Field(description="data set; folder = your own class folders or parquet files"),
+    ]
+    root: Annotated[str | None, Field(description="where the files are; not needed for digits")] = None
+    download: Annotated[bool, Field(description="let torchvision fetch CIFAR into root")] = False
+    limit: Annotated[int | None, Field(ge=1, description="class-balanced subset of that many training images")] = None
+    image_size: Annotated[
+        int | None, Field(ge=4, description="resize to that many pixels (class folders, parquet)")
+    ] = None
+    validation: Annotated[float, Field(gt=0, lt=1, description="share of the training images kept for validation")] = (
+        0.1
+    )
+    seed: Annotated[int, Field(ge=0, description="draws splits, subset and augmentation; shared by all trials")] = 0
+    crop: Annotated[
+        int | None, Field(ge=0, description="pad by that many pixels and crop; default 1 for digits, else 4")
+    ] = None
+    flip: Annotated[bool | None, Field(description="random horizontal flip; default off for digits, else on")] = None
+
+    def __post_init__(self) -> None:
+        # The data set's own augmentation becomes explicit here, so that an exported configuration states it.
+        if self.crop is None:
+            object.__setattr__(self, "crop", 1 if self.name == "digits" else 4)
+        if self.flip is None:
+            object.__setattr__(self, "flip", self.name != "digits")
+        if self.name != "digits" and self.root is None:
+            raise ValueError(f"data.root is required for {self.name}: the folder with its files")
+
+    def dead_knobs(self) -> frozenset[str]:
+        """Where the files lie does not change what they hold (the data's own hash stands in every result)."""
+        return frozenset({"root", "download"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionTraining(Section):
+    """How the teacher's attention estimators are made (stage T)."""
+
+    mode: Annotated[
+        Literal["task", "random"], Field(description="trained with the task loss, or left random (ablation)")
+    ] = "task"
+    epochs: Annotated[int, Field(ge=1, description="epochs of estimator training on the frozen teacher")] = 15
+    lr: Annotated[float, Field(gt=0, description="learning rate of the estimators (SGD, cosine)")] = 0.05
+    batch_size: Annotated[int, Field(ge=1, description="images per step")] = 128
+
+    def dead_knobs(self) -> frozenset[str]:
+        """Random estimators are not trained."""
+        return frozenset({"epochs", "lr", "batch_size"}) if self.mode == "random" else frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(Section):
+    """The teacher network: trained here once and cached by content, or loaded."""
+
+    model: Annotated[ModelName, Field(description="network of the teacher")]
+    width: Annotated[float, Field(gt=0, description="multiplier on its channels")] = 1.0
+    descriptor_dim: Annotated[int | None, Field(ge=1, description="size of its global descriptor (paper: 128)")] = None
+    checkpoint: Annotated[str | None, Field(description="weights to load (.safetensors, or .pt state dict)")] = None
+    epochs: Annotated[int, Field(ge=1, description="epochs of training, when it is trained here")] = 20
+    batch_size: Annotated[int, Field(ge=1, description="images per step")] = 128
+    lr: Annotated[float, Field(gt=0, description="peak learning rate (SGD with Nesterov momentum, cosine)")] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, description="weight decay")] = 5e-4
+    seed: Annotated[int, Field(ge=0, description="initial weights and order of images")] = 0
+    threads: Annotated[int, Field(ge=1, description="CPU threads of its training; part of its exact reproduction")] = 1
+    min_accuracy: Annotated[float, Field(ge=0, le=1, description="stop when its validation accuracy is lower")] = 0.0
+    attention: Annotated[AttentionTraining, Field(description="its attention estimators")] = field(
+        default_factory=AttentionTraining
+    )
+
+    def dead_knobs(self) -> frozenset[str]:
+        """A loaded teacher is not trained; a demand on it does not change it."""
+        trained = {"epochs", "batch_size", "lr", "weight_decay"}
+        return frozenset({"min_accuracy", *(trained if self.checkpoint else ())})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig(Section):
+    """The student network."""
+
+    model: Annotated[ModelName, Field(description="network of the student")]
+    width: Annotated[float, Field(gt=0, description="multiplier on its channels")] = 1.0
+    descriptor_dim: Annotated[
+        int | None,
+        Field(ge=1, description="size of a global descriptor before the classifier; is deployed and counted"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """Optimiser and schedule of the student."""
+
+    epochs: Annotated[int, Field(ge=1, description="passes over the training images")]
+    batch_size: Annotated[int, Field(ge=1, description="images per step")] = 128
+    lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of SGD")] = 0.9
+    nesterov: Annotated[bool, Field(description="Nesterov's form of the momentum")] = True
+    weight_decay: Annotated[float, Field(ge=0, description="weight decay")] = 5e-4
+    schedule: Annotated[Literal["cosine", "multistep"], Field(description="course of the learning rate")] = "cosine"
+    milestones: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=1)], ...],
+        Field(description="shares of the epochs after which multistep lowers the rate"),
+    ] = (0.625, 0.75, 0.875)
+    gamma: Annotated[float, Field(gt=0, le=1, description="factor of each multistep drop")] = 0.1
+    clip_norm: Annotated[float | None, Field(gt=0, description="largest norm of the gradient; null = no clipping")] = (
+        None
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")] = "auto"
+    threads: Annotated[int, Field(ge=1, description="CPU threads of a run; part of its exact reproduction")] = 1
+
+    def __post_init__(self) -> None:
+        if self.nesterov and self.momentum == 0:
+            object.__setattr__(self, "nesterov", False)  # Nesterov's form of no momentum is plain SGD
+
+    def dead_knobs(self) -> frozenset[str]:
+        """`milestones` and `gamma` belong to the multistep schedule."""
+        return frozenset({"milestones", "gamma"}) if self.schedule == "cosine" else frozenset()
+
+
+class Terms(Mapping[str, TermConfig]):
+    """The loss terms of a run by name, in the order of the registry; immutable."""
+
+    def __init__(self, terms: Mapping[str, TermConfig]):
+        self._terms = {name: terms[name] for name in TERMS if name in terms}
+
+    @classmethod
+    def section_types(cls) -> dict[str, type[TermConfig]]:
+        """Name -> configuration class of every registered term."""
+        return {name: entry.config for name, entry in TERMS.items()}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate like a mapping with one optional, strictly typed section per registered term."""
+        fields = {
+            name: core_schema.typed_dict_field(handler.generate_schema(kind), required=False)
+            for name, kind in cls.section_types().items()
+        }
+        sections = core_schema.typed_dict_schema(fields, extra_behavior="forbid")
+        return core_schema.no_info_after_validator_function(cls, sections)
+
+    def __getitem__(self, name: str) -> TermConfig:
+        return self._terms[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._terms)
+
+    def __len__(self) -> int:
+        return len(self._terms)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._terms.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Terms) and self._terms == other._terms
+
+    def __repr__(self) -> str:
+        return f"Terms({self._terms!r})"
+
+    def active(self) -> dict[str, TermConfig]:
+        """The terms with a weight above 0."""
+        return {name: term for name, term in self._terms.items() if term.weight > 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Section):
+    """One distillation run."""
+
+    data: Annotated[DataConfig, Field(description="images")]
+    teacher: Annotated[TeacherConfig | None, Field(description="not needed when no term asks for a teacher")] = None
+    student: Annotated[StudentConfig, Field(description="network to train")]
+    terms: Annotated[Terms, Field(description="loss terms by name")]
+    train: Annotated[TrainConfig, Field(description="optimiser and schedule")]
+    seed: Annotated[int, Field(ge=0, description="initial weights and order of images")] = 0
+
+    SIGNAL: ClassVar[frozenset[str]] = frozenset({"ce", "kd", "logits"})  # terms that alone make a classifier
+
+    def __post_init__(self) -> None:
+        active = self.terms.active()
+        wanting = [name for name, term in active.items() if term.teacher_needs]
+        if wanting and self.teacher is None:
+            raise ValueError(f"a teacher section is required: {', '.join(wanting)} need(s) one")
+        adversarial = active.get("adversarial")
+        if not (self.SIGNAL & active.keys()) and not getattr(adversarial, "category_weight", 0):
+            raise ValueError(
+                "no term tells the student the classes: give ce, kd or logits a weight above 0, "
+                "or adversarial with a category_weight above 0"
+            )
+
+
+def from_tree(tree: Any, source: str = "configuration") -> RunConfig:
+    """Build a run configuration from nested mappings.
+
+    Raises:
+        ConfigError: with every fault of the tree.
+    """
+    return from_document(Document(tree, source, {}))
+
+
+def from_document(document: Document) -> RunConfig:
+    """Build a run configuration from a parsed file; see `from_tree`."""
+    if isinstance(document.tree, dict) and "search" in document.tree:
+        problem = Problem(("search",), "this is a search space; run it with `hksd search`, or take a run configuration")
+        raise document.error([problem])
+    config, problems = check(RunConfig, document.tree)
+    if config is None:
+        raise document.error(problems)
+    return config
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load a run configuration, with ``a.b=value`` overrides.
+
+    Raises:
+        UserError: the file cannot be read, or an override is malformed.
+        ConfigError: with every fault, its line and key path.
+    """
+    document = read_yaml(Path(path))
+    return from_document(dataclasses.replace(document, tree=apply_overrides(document.tree, overrides)))
+
+
+def dump(config: Any) -> Any:
+    """Turn a configuration (or any part of it) into plain mappings, lists and values, losslessly."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: dump(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {name: dump(value) for name, value in config.items()}
+    return [dump(value) for value in config] if isinstance(config, tuple) else config
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """Write a run configuration as YAML that `load` reads back to an equal object."""
+    return yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
+
+
+def canonical(config: Any) -> Any:
+    """Like `dump`, without what cannot influence the result: dead knobs, and terms of weight 0."""
+    if isinstance(config, Terms):
+        config = config.active()
+    if isinstance(config, Mapping):
+        return {name: canonical(value) for name, value in config.items()}
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        dead = config.dead_knobs() if isinstance(config, Section) else frozenset()
+        live = [f.name for f in dataclasses.fields(config) if f.name not in dead]
+        tree = {name: canonical(getattr(config, name)) for name in live}
+        if isinstance(config, RunConfig) and not any(t.teacher_needs for t in config.terms.active().values()):
+            tree.pop("teacher")
+        return tree
+    return [canonical(value) for value in config] if isinstance(config, tuple) else config
+
+
+def content_hash(content: Any) -> str:
+    """Hash plain mappings, lists and values (16 hexadecimal digits); equal content, equal hash."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def config_hash(config: RunConfig) -> str:
+    """Hash of `canonical(config)`: two configurations that differ only in dead knobs have the same hash."""
+    return content_hash(canonical(config))

@@ -1,0 +1,86 @@
+"""Errors that a user can cause or must read. Everything else is a bug and keeps its stack trace."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class UserError(ValueError):
+    """Something the user can mend: the message says what, where and how. The command line exits with 2."""
+
+
+class RunError(RuntimeError):
+    """A run that started and could not finish. The command line exits with 1."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of a configuration: where (key path) and what."""
+
+    path: tuple[str | int, ...]
+    message: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = key_path(self.path) or "(top level)"
+        return f"{where}{f' (line {self.line})' if self.line else ''}: {self.message}"
+
+
+class ConfigError(UserError):
+    """All faults of one configuration, reported together.
+
+    Attributes:
+        source: file (or other origin) the configuration came from.
+        problems: every fault found, in the order of the file.
+    """
+
+    def __init__(self, source: str, problems: Sequence[Problem]):
+        self.source, self.problems = source, tuple(problems)
+        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[Problem, ...]]]:
+        return type(self), (self.source, self.problems)
+
+
+class DataError(UserError):
+    """A data set that cannot be read; the message names the file or folder."""
+
+
+class NonFiniteLossError(RunError):
+    """A loss became NaN or infinite.
+
+    Attributes:
+        epoch: epoch (from 1) in which it happened.
+        step: step (from 1) inside the epoch.
+        values: value of every term at that step.
+    """
+
+    def __init__(self, epoch: int, step: int, values: dict[str, float]):
+        self.epoch, self.step, self.values = epoch, step, values
+        terms = ", ".join(f"{name}={value:g}" for name, value in values.items())
+        super().__init__(f"the loss is not finite at epoch {epoch}, step {step}: {terms}")
+
+    def __reduce__(self) -> tuple[type, tuple[int, int, dict[str, float]]]:
+        return type(self), (self.epoch, self.step, self.values)
+
+
+def key_path(path: Iterable[str | int]) -> str:
+    """Render a key path as people write it: ``student.model.choice[1]``."""
+    text = ""
+    for key in path:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
+    return text
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name nearest to `name`, or an empty string."""
+    match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """Say that `name` is no known `kind`, with the nearest name and all known ones."""
+    known = list(known)
+    return f"unknown {kind} '{name}'{nearest(name, known)} (known: {', '.join(known)})"

@@ -1,0 +1,182 @@
+"""What a user takes home: the student as best.yaml, safetensors and a torch.export program, with a card.
+
+The exported program contains the normalisation: it takes images on the 0..1 scale and needs torch alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hksd import budget, evaluate, loop, weights
+from hksd.checkpoint import write_atomically
+from hksd.config import RunConfig, dump_yaml
+from hksd.data import DataSet
+from hksd.errors import RunError, UserError
+from hksd.models.taps import TappedNet
+
+CONFIG_FILE, WEIGHTS_FILE, PROGRAM_FILE, CARD_FILE = "best.yaml", "student.safetensors", "student.pt2", "card.md"
+PARITY_TOLERANCE = 1e-4  # largest difference of a logit between network and exported program, relative to the largest
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison on the card: a network with its size and its validation accuracy."""
+
+    name: str
+    model: str
+    val_accuracy: float | None
+    params: int | None
+    mflops: float | None
+
+
+class Deployed(nn.Module):
+    """A student with its normalisation: images (N, channels, H, W) on 0..1 -> logits (N, C)."""
+
+    def __init__(self, student: nn.Module, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.student = student
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32)[:, None, None])
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (N, channels, H, W), float32, 0..1."""
+        logits: Tensor = self.student((images - self.mean) / self.std)
+        return logits
+
+
+def export(
+    config: RunConfig,
+    student: TappedNet,
+    data: DataSet,
+    folder: Path,
+    *,
+    metadata: dict[str, str],
+    rows: Sequence[Row] = (),
+    origin: str = "",
+    notes: Sequence[str] = (),
+) -> dict[str, float]:
+    """Write best.yaml, student.safetensors, student.pt2 and card.md into `folder`.
+
+    Args:
+        config: the run that made the student; it becomes best.yaml.
+        student: the trained network.
+        data: images to check the exported program on (the validation split).
+        folder: where to write; made if missing.
+        metadata: text header of the weights file.
+        rows: comparison for the card.
+        origin: where the student comes from, one sentence for the card.
+        notes: further remarks for the card, each a sentence.
+
+    Returns:
+        Facts of the parity check: ``max_difference`` of a logit, ``val_accuracy`` of the program.
+
+    Raises:
+        UserError: the folder cannot be written.
+        RunError: the exported program does not give the network's answers.
+    """
+    student = student.cpu().eval()
+    program = Deployed(student, data.mean, data.std).eval()
+    images = torch.from_numpy(data.validation.images[:2].copy()).permute(0, 3, 1, 2).float() / 255
+    batch = torch.export.Dim("batch", min=1)
+    exported = torch.export.export(program, (images.repeat(2, 1, 1, 1)[:2],), dynamic_shapes=({0: batch},))
+    buffer = io.BytesIO()
+    torch.export.save(exported, buffer)
+    facts = _parity(student, buffer.getvalue(), data)
+    size = budget.size(config.student, **loop.image_shape(data))
+    try:
+        write_atomically(folder / CONFIG_FILE, dump_yaml(config).encode())
+        weights.save(folder / WEIGHTS_FILE, student, metadata)
+        write_atomically(folder / PROGRAM_FILE, buffer.getvalue())
+        card = _card(config, data, size, facts, rows, origin, notes, metadata)
+        write_atomically(folder / CARD_FILE, card.encode())
+    except OSError as error:
+        raise UserError(f"{folder}: the export cannot be written: {error.strerror}") from error
+    return facts
+
+
+@torch.no_grad()
+def _parity(student: TappedNet, program: bytes, data: DataSet) -> dict[str, float]:
+    """Compare the saved program, loaded back, with the network on the validation split."""
+    loaded = torch.export.load(io.BytesIO(program)).module()
+    images = torch.from_numpy(data.validation.images.copy()).permute(0, 3, 1, 2).float() / 255
+    mean, std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
+    parts = torch.split(images, loop.EVALUATION_BATCH)
+    expected = torch.cat([student((part - mean) / std) for part in parts])
+    given = torch.cat([loaded(part) for part in parts])
+    difference = (given - expected).abs().max().item()
+    if not difference <= PARITY_TOLERANCE * max(1.0, expected.abs().max().item()):
+        raise RunError(f"the exported program differs from the network by {difference:g} in a logit")
+    labels = torch.from_numpy(data.validation.labels.copy())
+    return {"max_difference": difference, "val_accuracy": evaluate.accuracy(given, labels)}
+
+
+def _card(
+    config: RunConfig,
+    data: DataSet,
+    size: budget.Size,
+    facts: dict[str, float],
+    rows: Sequence[Row],
+    origin: str,
+    notes: Sequence[str],
+    metadata: dict[str, str],
+) -> str:
+    height, channels = data.train.images.shape[1], data.train.images.shape[3]
+    table = [
+        "| network | model | validation accuracy | parameters | MFLOPs (2 x MACs) |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row.name} | {row.model} | {_percent(row.val_accuracy)} | "
+            f"{'-' if row.params is None else f'{row.params:,}'} | {'-' if row.mflops is None else f'{row.mflops:.2f}'} |"
+            for row in rows
+        ),
+    ]
+    terms = ", ".join(f"{name} {term.weight:.4g}" for name, term in config.terms.active().items())
+    lines = [
+        f"# Student {config.student.model}, width {config.student.width:g}, on {data.name}",
+        "",
+        origin,
+        "",
+        *(table if rows else []),
+        "",
+        "## Use it (needs torch alone)",
+        "",
+        "```python",
+        "import torch",
+        'model = torch.export.load("student.pt2").module()',
+        f"images = torch.rand(2, {channels}, {height}, {height})  # N images, channels, height, width, values 0..1",
+        "print(model(images).argmax(1))  # class numbers",
+        "```",
+        "",
+        f"Classes, in order: {', '.join(data.classes)}. The normalisation is inside the program.",
+        "",
+        "## Facts",
+        "",
+        f"- Size: {size.params:,} parameters, {size.mflops:.2f} MFLOPs an image (2 x MACs). Training-only parts "
+        "(adaptors, attention estimators, discriminator) are not in it.",
+        f"- Trained for {config.train.epochs} epochs on {len(data.train):,} images, seed {config.seed}, "
+        f"with loss terms: {terms}.",
+        f"- Validation accuracy {_percent(facts['val_accuracy'])} on {len(data.validation):,} images; "
+        f"the exported program differs from the network by at most {facts['max_difference']:.1e} in a logit.",
+        f"- Configuration hash {metadata.get('config_hash', '-')}, data fingerprint {data.fingerprint}.",
+        f"- `hksd train {CONFIG_FILE}` repeats the run; on the same processor and versions it repeats the number.",
+        "",
+        "## Limits",
+        "",
+        "- One seed. The configuration was chosen by this validation accuracy, which is therefore optimistic; the "
+        "test split was not opened. `hksd evaluate . --split test` opens it, and records that.",
+        *(f"- {note}" for note in notes),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"

@@ -1,0 +1,306 @@
+"""The training loop: one network, one objective, checkpoints, a guard against NaN.
+
+Resume rules, in order:
+1. A finished epoch is checkpointed before it is reported; what was reported can be resumed from.
+2. The newest whole checkpoint of the folder counts; damaged ones are moved aside.
+3. A checkpoint of another configuration or of other data is an error, never overwritten.
+4. Batch order and views are functions of (seed, epoch); the state of torch's generator is restored. On the CPU a
+   resumed run therefore ends with bit-identical weights.
+5. A run whose last epoch is checkpointed is not trained again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hksd import checkpoint, evaluate, models
+from hksd.config import RunConfig, TrainConfig, config_hash
+from hksd.data import DataSet
+from hksd.data.augment import Batches
+from hksd.errors import NonFiniteLossError, UserError
+from hksd.models.taps import Out, TappedNet, TapShapes
+from hksd.objective import Objective
+
+EVALUATION_BATCH = 512
+GPU_GUARD_STEPS = 25  # on a GPU the loss is looked at this often, since each look waits for the device
+
+TeacherView = Callable[[Tensor, frozenset[str]], Out]
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What happened in one epoch.
+
+    Attributes:
+        epoch: number of the finished epoch, from 1.
+        epochs: epochs of the whole run.
+        val_accuracy: accuracy on the validation split, 0 to 1.
+        val_loss: cross-entropy on the validation split.
+        train_accuracy: accuracy on the augmented training images, while training.
+        train_loss: mean total loss.
+        terms: mean unweighted value of every term.
+        diagnostics: other scalars of the terms, for example the discriminator's accuracy.
+        lr: learning rate of the last step.
+        seconds: time of the epoch, validation included.
+        images_per_s: training images per second, validation excluded.
+    """
+
+    epoch: int
+    epochs: int
+    val_accuracy: float
+    val_loss: float
+    train_accuracy: float
+    train_loss: float
+    terms: dict[str, float]
+    diagnostics: dict[str, float]
+    lr: float
+    seconds: float
+    images_per_s: float
+
+
+OnEpoch = Callable[[EpochReport], Literal["stop"] | None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of a run.
+
+    Attributes:
+        student: the trained network, on the CPU, in eval mode.
+        history: one report per epoch, those before a resume included.
+        config_hash: hash of the configuration.
+        data_fingerprint: hash of images, labels and splits.
+        stopped: `on_epoch` asked to stop before the last epoch.
+        resumed_at: epochs taken over from a checkpoint.
+        seconds: sum over all epochs.
+    """
+
+    student: TappedNet = field(repr=False)
+    history: tuple[EpochReport, ...]
+    config_hash: str
+    data_fingerprint: str
+    stopped: bool
+    resumed_at: int
+    seconds: float
+
+    @property
+    def val_accuracy(self) -> float:
+        """Validation accuracy of the last epoch: the score of the run (never the best over epochs)."""
+        return self.history[-1].val_accuracy
+
+
+def learning_rate(train: TrainConfig, progress: float) -> float:
+    """Learning rate after a share `progress` (0 to 1) of the run."""
+    if train.schedule == "cosine":
+        return 0.5 * train.lr * (1 + math.cos(math.pi * progress))
+    return train.lr * train.gamma ** sum(progress >= milestone for milestone in train.milestones)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto | cpu | cuda | cuda:N`` into a device.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(f"train.device={name}: this machine has {found} CUDA device(s); use auto or cpu")
+    return device
+
+
+@contextmanager
+def isolated(seed: int, threads: int, device: torch.device) -> Iterator[None]:
+    """Give a run its own random state and number of threads; the caller's are restored."""
+    before = torch.get_num_threads()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.set_num_threads(threads)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def image_shape(data: DataSet) -> dict[str, int]:
+    """The arguments that describe images and classes to `models.build` and `budget.size`."""
+    _, height, _, channels = data.train.images.shape
+    return {"in_channels": channels, "classes": len(data.classes), "image_size": height}
+
+
+def run(
+    config: RunConfig,
+    data: DataSet,
+    teacher: TeacherView | None,
+    teacher_shapes: TapShapes | None,
+    *,
+    out_dir: Path | None = None,
+    on_epoch: OnEpoch | None = None,
+    resume: bool = True,
+) -> Result:
+    """Train `config.student` under `config.terms`; see `hksd.train.fit`, which prepares the arguments."""
+    device = resolve_device(config.train.device)
+    with isolated(config.seed, config.train.threads, device):
+        loop = _Loop(config, data, teacher, teacher_shapes, device, out_dir)
+        if out_dir is not None and resume:
+            loop.resume()
+        return loop.train(on_epoch)
+
+
+class _Loop:
+    def __init__(
+        self,
+        config: RunConfig,
+        data: DataSet,
+        teacher: TeacherView | None,
+        teacher_shapes: TapShapes | None,
+        device: torch.device,
+        out_dir: Path | None,
+    ):
+        self.config, self.data, self.teacher, self.device, self.out_dir = config, data, teacher, device, out_dir
+        self.identity = {"config": config_hash(config), "data": data.fingerprint}
+        student = config.student
+        self.student = models.build(
+            student.model, width=student.width, descriptor=student.descriptor_dim, **image_shape(data)
+        ).to(device)
+        self.objective = Objective(config.terms, self.student.shapes, teacher_shapes, config.train.epochs).to(device)
+        self.parameters = [*self.student.parameters(), *self.objective.joint_parameters()]
+        train = config.train
+        self.optimizer = torch.optim.SGD(
+            self.parameters,
+            lr=train.lr,
+            momentum=train.momentum,
+            nesterov=train.nesterov,
+            weight_decay=train.weight_decay,
+        )
+        augmentation: dict[str, Any] = {
+            "crop": config.data.crop,
+            "flip": config.data.flip,
+            "seed": config.data.seed,
+            "device": device,
+        }
+        self.batches = Batches(data.train, data, **augmentation)
+        self.validation = Batches(data.validation, data, **{**augmentation, "crop": 0})
+        self.history: list[EpochReport] = []
+
+    def resume(self) -> None:
+        assert self.out_dir is not None
+        state = checkpoint.load_newest(self.out_dir)
+        if state is None:
+            return
+        for what, mine in self.identity.items():
+            if state["identity"][what] != mine:
+                raise UserError(
+                    f"{self.out_dir}: holds a checkpoint of other {'settings' if what == 'config' else 'data'} "
+                    f"({state['identity'][what]}, now {mine}); choose another folder or remove it"
+                )
+        self.student.load_state_dict(state["student"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        self.history = [EpochReport(**report) for report in state["history"]]
+
+    def save(self) -> None:
+        if self.out_dir is None:
+            return
+        checkpoint.save(
+            self.out_dir,
+            {
+                "identity": self.identity,
+                "student": self.student.state_dict(),
+                "objective": self.objective.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+                "history": [dataclasses.asdict(report) for report in self.history],
+            },
+        )
+
+    def train(self, on_epoch: OnEpoch | None) -> Result:
+        epochs, resumed_at, stopped = self.config.train.epochs, len(self.history), False
+        for epoch in range(resumed_at, epochs):
+            report = self.epoch(epoch)
+            self.history.append(report)
+            self.save()
+            if on_epoch is not None and on_epoch(report) == "stop" and epoch + 1 < epochs:
+                stopped = True
+                break
+        return Result(
+            self.student.cpu().eval(),
+            tuple(self.history),
+            self.identity["config"],
+            self.identity["data"],
+            stopped,
+            resumed_at,
+            sum(report.seconds for report in self.history),
+        )
+
+    def epoch(self, epoch: int) -> EpochReport:
+        train, start = self.config.train, time.perf_counter()
+        steps = self.batches.steps(train.batch_size)
+        sums: dict[str, list[Tensor]] = defaultdict(list)
+        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.student.train()
+        self.objective.train()
+        lr = train.lr
+        for step, batch in enumerate(self.batches.augmented(epoch, train.batch_size, self.config.seed)):
+            progress = epoch + step / steps
+            lr = learning_rate(train, progress / train.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            out = self.student.taps(batch.images)
+            known = self.teacher(batch.images, self.objective.teacher_needs) if self.teacher else None
+            for name, value in self.objective.own_steps(out, known, batch.labels, progress).items():
+                sums[name].append(value)
+            total, values = self.objective(out, known, batch.labels, progress)
+            if self.device.type == "cpu" or step % GPU_GUARD_STEPS == 0:
+                self.guard(total, values, epoch, step)
+            self.optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            if train.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
+            self.optimizer.step()
+            for name, value in {"total": total.detach(), **values}.items():
+                sums[name].append(value)
+            right += (out.logits.detach().argmax(1) == batch.labels).sum()
+        means = {name: torch.stack(values).mean().item() for name, values in sums.items()}
+        seconds = time.perf_counter() - start
+        logits, labels = evaluate.predict(self.student, self.validation.plain(EVALUATION_BATCH))
+        val_loss = F.cross_entropy(logits, labels).item()
+        if not all(map(math.isfinite, (*means.values(), val_loss))):
+            raise NonFiniteLossError(epoch + 1, steps, {**means, "validation": val_loss})
+        return EpochReport(
+            epoch=epoch + 1,
+            epochs=train.epochs,
+            val_accuracy=evaluate.accuracy(logits, labels),
+            val_loss=val_loss,
+            train_accuracy=right.item() / len(self.batches),
+            train_loss=means.pop("total"),
+            terms={name: value for name, value in means.items() if "/" not in name},
+            diagnostics={name: value for name, value in means.items() if "/" in name},
+            lr=lr,
+            seconds=time.perf_counter() - start,
+            images_per_s=len(self.batches) / seconds,
+        )
+
+    @staticmethod
+    def guard(total: Tensor, values: dict[str, Tensor], epoch: int, step: int) -> None:
+        if not math.isfinite(total.item()):
+            raise NonFiniteLossError(epoch + 1, step + 1, {name: value.item() for name, value in values.items()})

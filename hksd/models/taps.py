@@ -1,0 +1,59 @@
+"""What a network shows to the loss terms: its outputs and their shapes, by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TapShapes:
+    """Static shapes of a network's taps.
+
+    Attributes:
+        classes: number of classes C.
+        embedding: size G of the embedding.
+        stages: channels of each stage's output.
+        blocks: channels of each block's output, per stage.
+    """
+
+    classes: int
+    embedding: int
+    stages: tuple[int, ...]
+    blocks: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Out:
+    """What a network computed for one batch.
+
+    Attributes:
+        logits: (N, C).
+        embedding: (N, G), the vector that the classifier reads.
+        stages: output of every stage, each (N, F, H, W).
+        blocks: output of every block, per stage, each (N, F, H, W).
+        squeezed: squeezed vectors of levels 1, 2, ... (teacher only, see `hksd.attention`).
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    stages: Sequence[Tensor] = ()
+    blocks: Sequence[Sequence[Tensor]] = ()
+    squeezed: Sequence[Tensor] = field(default=())
+
+
+class TappedNet(nn.Module, ABC):
+    """A classifier whose intermediate outputs can be read."""
+
+    shapes: TapShapes
+
+    @abstractmethod
+    def taps(self, images: Tensor) -> Out:
+        """Run the network on images (N, channels, H, W) and return everything that terms may read."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, C) for images (N, channels, H, W)."""
+        return self.taps(images).logits

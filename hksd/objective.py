@@ -1,0 +1,69 @@
+"""From terms to one loss: weights, ramps, and the value of each term for the log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hksd.config import Terms
+from hksd.models.taps import Out, TapShapes
+from hksd.terms import Term
+
+
+class Objective(nn.Module):
+    """The active terms of a run with their state.
+
+    Args:
+        terms: configuration; terms of weight 0 are not built.
+        student: shapes of the student.
+        teacher: shapes of the teacher, or None when no term needs one.
+        epochs: length of the run, for ramps.
+    """
+
+    def __init__(self, terms: Terms, student: TapShapes, teacher: TapShapes | None, epochs: int):
+        super().__init__()
+        self.configs, self.epochs = terms.active(), epochs
+        self.terms = nn.ModuleDict({name: config.build(student, teacher) for name, config in self.configs.items()})
+        self.teacher_needs = frozenset[str]().union(*(config.teacher_needs for config in self.configs.values()))
+
+    def joint_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the terms that are optimised together with the student."""
+        return [p for term in self._terms().values() for p in term.joint_parameters()]
+
+    def own_steps(self, student: Out, teacher: Out | None, target: Tensor, epoch: float) -> dict[str, Tensor]:
+        """Let every term train its own part (see `Term.own_step`), unless its weight has ended for good."""
+        values: dict[str, Tensor] = {}
+        for name, term in self._terms().items():
+            if epoch == 0 or self.configs[name].factor(epoch, self.epochs) > 0:
+                scalars = term.own_step(student, teacher, target)
+                values.update({f"{name}/{key}": value for key, value in scalars.items()})
+        return values
+
+    def forward(
+        self, student: Out, teacher: Out | None, target: Tensor, epoch: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss.
+
+        Args:
+            student: taps with gradients.
+            teacher: taps without gradients, or None.
+            target: labels (N,).
+            epoch: fractional epoch, from 0.
+
+        Returns:
+            The weighted sum, and the unweighted value of every term, detached.
+        """
+        total = torch.zeros((), device=target.device)
+        values: dict[str, Tensor] = {}
+        for name, term in self._terms().items():
+            weight = self.configs[name].weight * self.configs[name].factor(epoch, self.epochs)
+            if weight > 0:
+                value = term(student, teacher, target)
+                total = total + weight * value
+                values[name] = value.detach()
+        return total, values
+
+    def _terms(self) -> Mapping[str, Term]:
+        return self.terms  # type: ignore[return-value]

@@ -1,0 +1,294 @@
+"""The teacher stage: train or load the teacher, train its attention estimators on it, freeze both.
+
+The estimators learn with the task loss (a linear head per level) on the frozen teacher; that is the "task-driven"
+part. When and how the papers train them is unknown: RECONSTRUCTED. All levels are trained in one go, so a search over
+the depth needs one teacher stage. Everything is cached by content: configuration, data, and for a loaded teacher the
+bytes of its file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor, nn
+
+from hksd import loop, models, weights
+from hksd.attention import LEVELS, AttentionSpec, HierarchicalAttention, join
+from hksd.checkpoint import write_atomically
+from hksd.config import (
+    AttentionTraining,
+    DataConfig,
+    RunConfig,
+    StudentConfig,
+    TeacherConfig,
+    Terms,
+    TrainConfig,
+    canonical,
+    content_hash,
+)
+from hksd.data import DataSet
+from hksd.data.augment import Batches
+from hksd.errors import RunError, UserError
+from hksd.evaluate import accuracy, predict
+from hksd.models.taps import Out, TappedNet
+from hksd.terms.ce import CrossEntropyConfig
+from hksd.terms.squeeze import SqueezeConfig
+
+FORMAT = 1  # of the cached files; part of their key
+log = logging.getLogger(__name__)
+Progress = Callable[[str, int, int, float], None]  # (what, epoch, epochs, validation accuracy)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen teacher with its frozen estimators.
+
+    Attributes:
+        model: the network, in eval mode, without gradients.
+        attention: its estimators, or None when no term needs squeezed vectors.
+        accuracy: its accuracy on the validation split.
+        attention_accuracy: accuracy of the linear head on each level's vectors, on the validation split.
+        key: hash of what made it.
+        cached: it was read from the cache, not trained.
+    """
+
+    model: TappedNet
+    attention: HierarchicalAttention | None
+    accuracy: float
+    attention_accuracy: tuple[float, ...]
+    key: str
+    cached: bool
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, needs: frozenset[str]) -> Out:
+        """What the teacher says about images (N, channels, H, W): its taps, and squeezed vectors if in `needs`."""
+        out = self.model.taps(images)
+        if "squeezed" in needs:
+            assert self.attention is not None
+            return dataclasses.replace(out, blocks=(), squeezed=self.attention(out))
+        return out
+
+    def to(self, device: torch.device) -> Teacher:
+        """Move the networks to `device`."""
+        self.model.to(device)
+        if self.attention is not None:
+            self.attention.to(device)
+        return self
+
+
+def prepare(
+    config: RunConfig, data: DataSet, *, cache_dir: Path | None = None, on_progress: Progress | None = None
+) -> Teacher:
+    """Make the teacher that `config` asks for, or take it from the cache.
+
+    Args:
+        config: a run with a teacher section.
+        data: its images.
+        cache_dir: folder that keeps teachers by content; None keeps nothing.
+        on_progress: called after every epoch of training.
+
+    Raises:
+        UserError: no teacher section; a checkpoint that cannot be read or does not fit.
+        RunError: the teacher is less accurate than `teacher.min_accuracy`.
+    """
+    settings = config.teacher
+    if settings is None:
+        raise UserError("teacher: this run has no teacher section")
+    report = on_progress or (lambda *_: None)
+    device = loop.resolve_device(config.train.device)
+    run = _training(config, settings)
+    key = content_hash(
+        {
+            "format": FORMAT,
+            "teacher": canonical(settings) | {"attention": None},
+            "data": data.fingerprint,
+            "views": [config.data.crop, config.data.flip, config.data.seed],
+            "weights": _file_hash(settings.checkpoint),
+        }
+    )
+    folder = cache_dir / key if cache_dir else None
+
+    def make_network() -> tuple[TappedNet, dict[str, Any]]:
+        if settings.checkpoint is None:
+            trained = loop.run(
+                run, data, None, None, on_epoch=lambda r: report("teacher", r.epoch, r.epochs, r.val_accuracy)
+            )
+            return trained.student, {"accuracy": trained.val_accuracy}
+        network = _network(settings, data)
+        weights.load_into(network, Path(settings.checkpoint))
+        return network, {"accuracy": _validate(network.to(device), data, config.data, device)}
+
+    network, facts, cached = _remembered(folder, "teacher", lambda: _network(settings, data), make_network)
+    network.to(device).eval().requires_grad_(False)
+    if facts["accuracy"] < settings.min_accuracy:
+        raise RunError(
+            f"the teacher {settings.model} reaches {facts['accuracy']:.2%} on the validation split, "
+            f"below teacher.min_accuracy {settings.min_accuracy:.2%}: "
+            "train it longer, take another, or lower the demand"
+        )
+    squeeze = config.terms.active().get("squeeze")
+    attention, levels = None, ()
+    if isinstance(squeeze, SqueezeConfig):
+        spec, training = squeeze.attention(), settings.attention
+        name = "attention-" + content_hash([dataclasses.asdict(spec), canonical(training)])
+
+        def make_attention() -> tuple[HierarchicalAttention, dict[str, Any]]:
+            with loop.isolated(settings.seed, settings.threads, device):
+                return _train_attention(network, spec, training, data, config.data, device, settings.seed, report)
+
+        attention, found, kept = _remembered(
+            folder, name, lambda: HierarchicalAttention(network.shapes, network.shapes.stages, spec), make_attention
+        )
+        attention.to(device).eval().requires_grad_(False)
+        levels, cached = tuple(found["accuracy"]), cached and kept
+    return Teacher(network, attention, facts["accuracy"], levels, key, cached)
+
+
+def _training(config: RunConfig, settings: TeacherConfig) -> RunConfig:
+    """The run that trains a teacher: the same loop, cross-entropy alone."""
+    return RunConfig(
+        data=config.data,
+        student=StudentConfig(model=settings.model, width=settings.width, descriptor_dim=settings.descriptor_dim),
+        terms=Terms({"ce": CrossEntropyConfig()}),
+        train=TrainConfig(
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            device=config.train.device,
+            threads=settings.threads,
+        ),
+        seed=settings.seed,
+    )
+
+
+def _network(settings: TeacherConfig, data: DataSet) -> TappedNet:
+    return models.build(
+        settings.model, width=settings.width, descriptor=settings.descriptor_dim, **loop.image_shape(data)
+    )
+
+
+def _file_hash(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"teacher.checkpoint: {path}: {error.strerror}") from error
+
+
+def _batches(data: DataSet, config: DataConfig, device: torch.device) -> tuple[Batches, Batches]:
+    views: dict[str, Any] = {"flip": config.flip, "seed": config.seed, "device": device}
+    return Batches(data.train, data, crop=config.crop or 0, **views), Batches(data.validation, data, crop=0, **views)
+
+
+def _validate(network: TappedNet, data: DataSet, config: DataConfig, device: torch.device) -> float:
+    logits, labels = predict(network, _batches(data, config, device)[1].plain(loop.EVALUATION_BATCH))
+    return accuracy(logits, labels)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _remembered(
+    folder: Path | None, name: str, empty: Callable[[], M], make: Callable[[], tuple[M, dict[str, Any]]]
+) -> tuple[M, dict[str, Any], bool]:
+    """Read a module and its facts from the cache, or make and store them; one process makes, others wait."""
+    if folder is None:
+        module, facts = make()
+        return module, facts, False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{name}.lock"):
+            found = _recall(folder, name, empty)
+            if found is not None:
+                return (*found, True)
+            module, facts = make()
+            weights.save(folder / f"{name}.safetensors", module, {"facts": json.dumps(facts)})
+            digest = hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()
+            write_atomically(folder / f"{name}.json", json.dumps(facts | {"sha256": digest}, indent=1).encode())
+            return module, facts, False
+    except OSError as error:
+        raise UserError(f"{folder}: the teacher cache cannot be written: {error.strerror or error}") from error
+
+
+def _recall(folder: Path, name: str, empty: Callable[[], M]) -> tuple[M, dict[str, Any]] | None:
+    facts_file, weights_file = folder / f"{name}.json", folder / f"{name}.safetensors"
+    if not facts_file.exists():
+        return None
+    try:
+        facts: dict[str, Any] = json.loads(facts_file.read_text())
+        if hashlib.sha256(weights_file.read_bytes()).hexdigest() != facts["sha256"]:
+            raise UserError(f"{weights_file}: damaged")
+        module = empty()
+        weights.load_into(module, weights_file)
+    except (UserError, ValueError, KeyError, OSError) as error:
+        log.warning("%s: cached teacher is damaged (%s) and is made again", weights_file, error)
+        return None
+    return module, facts
+
+
+def _train_attention(
+    network: TappedNet,
+    spec: AttentionSpec,
+    training: AttentionTraining,
+    data: DataSet,
+    config: DataConfig,
+    device: torch.device,
+    seed: int,
+    report: Progress,
+) -> tuple[HierarchicalAttention, dict[str, Any]]:
+    """Train estimators of all levels, each with a linear head, by cross-entropy on the frozen teacher."""
+    estimators = HierarchicalAttention(network.shapes, network.shapes.stages, spec).to(device)
+    batches, validation = _batches(data, config, device)
+    first = next(validation.plain(2))
+    with torch.no_grad():
+        sizes = [join(estimators(network.taps(first.images)), level).shape[1] for level in range(1, LEVELS + 1)]
+    heads = nn.ModuleList(nn.Linear(dims, len(data.classes)) for dims in sizes).to(device)
+
+    def head_logits(images: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            out = network.taps(images)
+        squeezed = estimators(out)
+        # The head reads a standardised vector, so that its speed does not hang on the scale that pooling chose.
+        vectors = [join(squeezed, level) for level in range(1, LEVELS + 1)]
+        return [head(F.layer_norm(vector, vector.shape[1:])) for head, vector in zip(heads, vectors, strict=True)]
+
+    if training.mode == "random":
+        return estimators, {"accuracy": []}
+    optimizer = torch.optim.SGD(
+        [*estimators.parameters(), *heads.parameters()], lr=training.lr, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    schedule = TrainConfig(epochs=training.epochs, lr=training.lr)
+    for epoch in range(training.epochs):
+        steps = batches.steps(training.batch_size)
+        for step, batch in enumerate(batches.augmented(epoch, training.batch_size, seed)):
+            for group in optimizer.param_groups:
+                group["lr"] = loop.learning_rate(schedule, (epoch + step / steps) / training.epochs)
+            logits = head_logits(batch.images)
+            loss = torch.stack([F.cross_entropy(one, batch.labels) for one in logits]).sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        report("attention", epoch + 1, training.epochs, _head_accuracy(head_logits, validation)[-1])
+    return estimators, {"accuracy": _head_accuracy(head_logits, validation)}
+
+
+@torch.no_grad()
+def _head_accuracy(head_logits: Callable[[Tensor], list[Tensor]], validation: Batches) -> list[float]:
+    """Accuracy of every level's head on the validation split."""
+    right = torch.zeros(LEVELS, dtype=torch.int64)
+    for batch in validation.plain(loop.EVALUATION_BATCH):
+        for level, logits in enumerate(head_logits(batch.images)):
+            right[level] += int((logits.argmax(1) == batch.labels).sum())
+    return [int(count) / len(validation) for count in right]

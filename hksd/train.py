@@ -1,0 +1,102 @@
+"""`fit`: one distillation run from a configuration, with nothing else running."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from hksd import budget, loop, weights
+from hksd import data as datasets
+from hksd import teacher as teachers
+from hksd.checkpoint import write_atomically
+from hksd.config import RunConfig, dump_yaml
+from hksd.data import DataSet
+from hksd.errors import UserError
+from hksd.loop import EpochReport, OnEpoch, Result
+from hksd.teacher import Teacher
+
+CONFIG_FILE, RESULT_FILE, WEIGHTS_FILE = "config.yaml", "result.json", "student.safetensors"
+
+
+def fit(
+    config: RunConfig,
+    *,
+    data: DataSet | None = None,
+    teacher: Teacher | None = None,
+    out_dir: Path | None = None,
+    on_epoch: OnEpoch | None = None,
+    resume: bool = True,
+    cache_dir: Path | None = None,
+) -> Result:
+    """Distil one student.
+
+    Knows no Ray, no MLflow and no terminal: it reports through `on_epoch`. Deterministic on the CPU for a
+    configuration, also after a resume. Never sees the test split.
+
+    Args:
+        config: the run.
+        data: its images, when the caller has them already.
+        teacher: its teacher, when the caller has it already.
+        out_dir: folder for checkpoints and, after the last epoch, `student.safetensors` and `result.json`.
+        on_epoch: called after every epoch; may return ``"stop"``.
+        resume: continue from the newest whole checkpoint in `out_dir`.
+        cache_dir: folder that keeps teachers by content.
+
+    Raises:
+        UserError: wrong paths, data or checkpoints.
+        RunError: a loss that is not finite, a teacher that is too weak, a checkpoint that cannot be written.
+    """
+    if out_dir is not None:
+        try:
+            write_atomically(out_dir / CONFIG_FILE, dump_yaml(config).encode())
+        except OSError as error:
+            raise UserError(f"{out_dir}: cannot be written: {error.strerror}") from error
+    data = data or datasets.load(config.data)
+    wanted = any(term.teacher_needs for term in config.terms.active().values())
+    if wanted and teacher is None:
+        teacher = teachers.prepare(config, data, cache_dir=cache_dir)
+    if not wanted:
+        teacher = None
+    shapes = None
+    if teacher is not None:
+        teacher, shapes = teacher.to(loop.resolve_device(config.train.device)), teacher.model.shapes
+    result = loop.run(config, data, teacher, shapes, out_dir=out_dir, on_epoch=on_epoch, resume=resume)
+    if out_dir is not None and not result.stopped:
+        weights.save(out_dir / WEIGHTS_FILE, result.student, student_metadata(config, data, result))
+        write_atomically(out_dir / RESULT_FILE, json.dumps(summary(config, data, result), indent=1).encode())
+    return result
+
+
+def student_metadata(config: RunConfig, data: DataSet, result: Result) -> dict[str, str]:
+    """Text metadata of a student's weights file: what one needs to use it."""
+    return {
+        "format": "hksd student 1",
+        "model": config.student.model,
+        "width": str(config.student.width),
+        "classes": json.dumps(data.classes),
+        "mean": json.dumps(data.mean),
+        "std": json.dumps(data.std),
+        "config_hash": result.config_hash,
+        "data_fingerprint": result.data_fingerprint,
+    }
+
+
+def summary(config: RunConfig, data: DataSet, result: Result) -> dict[str, object]:
+    """The outcome of a run as plain values, for `result.json` and ``--json``."""
+    size = budget.size(config.student, **loop.image_shape(data))
+    last: EpochReport = result.history[-1]
+    return {
+        "val_accuracy": result.val_accuracy,
+        "val_loss": last.val_loss,
+        "params": size.params,
+        "mflops": size.mflops,
+        "epochs": len(result.history),
+        "seconds": result.seconds,
+        "resumed_at": result.resumed_at,
+        "stopped": result.stopped,
+        "config_hash": result.config_hash,
+        "data_fingerprint": result.data_fingerprint,
+        "validation_images": len(data.validation),
+        "history": [dataclasses.asdict(report) for report in result.history],
+    }
