@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +67,35 @@ def read_yaml(path: Path) -> Document:
     return parse_yaml(text, str(path))
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader with the scalars of YAML 1.2: ``off`` is a text (a key of ours) and ``1e-3`` is a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_scalar(text: str) -> Any:
+    """Read one YAML value."""
+    return yaml.load(text, Loader=_Loader)  # a subclass of the safe loader
+
+
 def parse_yaml(text: str, source: str) -> Document:
     """Parse YAML text; see `read_yaml`."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=_Loader)
+        tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         detail = str(getattr(error, "problem", None) or error)
@@ -119,7 +144,7 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             if not isinstance(node, dict):
                 raise UserError(f"--set {override}: '{key}' is a value, not a section")
         try:
-            node[keys[-1]] = yaml.safe_load(text)
+            node[keys[-1]] = parse_scalar(text)
         except yaml.YAMLError as error:
             raise UserError(f"--set {override}: the value is not valid YAML") from error
     return result
@@ -221,13 +246,13 @@ def describe(value: Any) -> str:
 def allowed_keys(kind: Any, path: Sequence[str | int]) -> list[str]:
     """Names of the keys that the section at `path` below `kind` accepts."""
     for key in path:
-        options = _section_fields(kind)
+        options = section_fields(kind)
         if isinstance(key, str) and key in options:
             kind = options[key]
-    return list(_section_fields(kind))
+    return list(section_fields(kind))
 
 
-def _section_fields(kind: Any) -> dict[str, Any]:
+def section_fields(kind: Any) -> dict[str, Any]:
     """Field name -> type of a section; optional sections are unwrapped, mappings of sections list their members."""
     for option in (kind, *get_args(kind)):
         if dataclasses.is_dataclass(option):

@@ -1,0 +1,290 @@
+"""Data sets of one's own files: parquet in the Hugging Face layout, and one folder per class."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hksd.data.raw import Pictures, RawSet, Source, open_picture
+from hksd.data.splits import Rows
+from hksd.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# A set without a test part of its own is tested on what it calls validation; our validation is drawn from its train.
+TEST_NAMES = ("test", "val", "valid", "validation")
+IMAGE_COLUMNS = ("img", "image")
+EXPECTED = (
+    "parquet files train-*.parquet (or train.parquet) in it or in its folder data",
+    f"class folders train/CLASS/*.{{{','.join(suffix[1:] for suffix in SUFFIXES)}}}",
+)
+
+
+def find_parquet(root: Path, label_columns: Sequence[str]) -> Source | None:
+    """Recognise ``train-*.parquet`` or ``train.parquet`` in `root` or ``root/data``.
+
+    Args:
+        root: folder of the data set.
+        label_columns: names that the column of labels may have, best first.
+    """
+    folder = next((place for place in (root, root / "data") if _shards(place, "train")), None)
+    if folder is None:
+        return None
+
+    def open_test(classes: tuple[str, ...]) -> RawSet:
+        for name in TEST_NAMES:
+            if shards := _shards(folder, name):
+                return _Parquet.of(shards, label_columns).raw(classes)
+        looked = ", ".join(f"{name}-*.parquet, {name}.parquet" for name in TEST_NAMES)
+        raise DataError(f"{folder}: no test split: looked for {looked}; put the test images into test.parquet")
+
+    return Source(str(folder), lambda: _Parquet.of(_shards(folder, "train"), label_columns).raw(None), open_test)
+
+
+def find_folders(root: Path) -> Source | None:
+    """Recognise ``root/train/CLASS/``."""
+    if not _subfolders(root / "train"):
+        return None
+
+    def open_test(classes: tuple[str, ...]) -> RawSet:
+        for name in TEST_NAMES:
+            if (root / name).is_dir():
+                return _class_folders(root / name, classes)
+        raise DataError(
+            f"{root}: no test split: looked for the folders {', '.join(TEST_NAMES)} beside train; "
+            f"put the test images into test/CLASS/"
+        )
+
+    return Source(str(root), lambda: _class_folders(root / "train", None), open_test)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _class_folders(folder: Path, classes: tuple[str, ...] | None) -> RawSet:
+    """Open one folder per class; without `classes` (training) the folders define them."""
+    folders = _subfolders(folder)
+    names = [path.name for path in folders]
+    if not names:
+        raise DataError(f"{folder}: no class folders in it; expected {folder.name}/CLASS/*.png")
+    classes = classes or tuple(names)
+    if strange := [name for name in names if name not in classes]:
+        raise DataError(
+            f"{folder / strange[0]}: class '{strange[0]}' is not in the training set "
+            f"(classes: {_some(classes)}); remove the folder, or add training images of that class"
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    for path in folders:
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not found:
+            raise DataError(
+                f"{path}: no images in this class folder (looked for *{', *'.join(SUFFIXES)} directly in "
+                "it); add some or remove the folder"
+            )
+        files += found
+        labels += [classes.index(path.name)] * len(found)
+
+    def pictures(rows: Rows) -> Pictures:
+        for row in rows:
+            file = files[row]
+            try:
+                data = file.read_bytes()
+            except OSError as error:
+                raise DataError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+            yield str(file), open_picture(str(file), data)
+
+    return RawSet(str(folder), classes, np.array(labels, np.int64), np.arange(len(files)), pictures)
+
+
+def _shards(folder: Path, name: str) -> tuple[Path, ...]:
+    """Files of one set, in order.
+
+    Raises:
+        DataError: names like ``train-00000-of-00005`` tell that some are missing.
+    """
+    shards = tuple(sorted(folder.glob(f"{name}-*.parquet")))
+    for shard in shards:
+        of = re.search(r"-of-(\d+)\.parquet$", shard.name)
+        if of and len(shards) != int(of[1]):
+            raise DataError(
+                f"{folder}: {len(shards)} {name} file(s), but {shard.name} is one of {int(of[1])}; "
+                f"complete the download (or remove the files that belong to another set)"
+            )
+    single = folder / f"{name}.parquet"
+    return shards or ((single,) if single.is_file() else ())
+
+
+@dataclass(frozen=True)
+class _Parquet:
+    """Parquet files with one image and one label per row.
+
+    Attributes:
+        shards: the files, in order.
+        image: name of the column of images.
+        label: name of the column of labels.
+        names: class names from the metadata, where they stand there.
+    """
+
+    shards: tuple[Path, ...]
+    image: str
+    label: str
+    names: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, shards: tuple[Path, ...], label_columns: Sequence[str]) -> _Parquet:
+        """Read columns and class names, which must be the same in all files."""
+        found = [cls._schema(shard, label_columns) for shard in shards]
+        for shard, other in zip(shards, found, strict=True):
+            if other != found[0]:
+                raise DataError(
+                    f"{shard}: columns or class names differ from those of {shards[0].name} "
+                    f"({other} and {found[0]}); keep only files of one data set in the folder"
+                )
+        return cls(shards, *found[0])
+
+    @staticmethod
+    def _schema(shard: Path, label_columns: Sequence[str]) -> tuple[str, str, tuple[str, ...] | None]:
+        import pyarrow as pa
+
+        with _opened(shard) as file:
+            schema = file.schema_arrow
+        image = _column(shard, schema.names, "images", IMAGE_COLUMNS)
+        label = _column(shard, schema.names, "labels", label_columns)
+        kind = schema.field(image).type
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            raise DataError(
+                f"{shard}: column '{image}' holds {kind}, not encoded images; "
+                "expected binary, or a struct with the field bytes"
+            )
+        if not pa.types.is_integer(schema.field(label).type):
+            raise DataError(
+                f"{shard}: column '{label}' holds {schema.field(label).type}; labels must be whole numbers from 0"
+            )
+        return image, label, _class_names(schema.metadata, label)
+
+    def raw(self, classes: tuple[str, ...] | None) -> RawSet:
+        """Read the labels; without `classes` (training) the files define them."""
+        where = str(self.shards[0].parent)
+        labels = [self._labels(shard) for shard in self.shards]
+        starts = np.cumsum([0, *(len(part) for part in labels)])
+        together = np.concatenate(labels)
+        if not len(together):
+            raise DataError(f"{self.shards[0]}: no rows in it; add images, or remove the file")
+        if classes is None:
+            classes = self.names or self._numbered(together)
+        elif self.names and self.names != classes:
+            strange = [name for name in self.names if name not in classes]
+            raise DataError(
+                f"{self.shards[0]}: class names differ from the training files"
+                + (f": '{strange[0]}' is not in the training set" if strange else " (other order)")
+                + f" (classes: {_some(classes)}); write both with the same class names"
+            )
+        for shard, part in zip(self.shards, labels, strict=True):
+            if len(part) and part.max() >= len(classes):
+                row = int(np.argmax(part >= len(classes)))
+                raise DataError(
+                    f"{shard}, row {row}: label {part[row]}, but the training set has {len(classes)} "
+                    f"classes (0 to {len(classes) - 1}); correct the label or the class names"
+                )
+
+        def pictures(rows: Rows) -> Pictures:
+            for shard, start, end in zip(self.shards, starts, starts[1:], strict=False):
+                yield from self._pictures(shard, rows[(rows >= start) & (rows < end)] - start)
+
+        return RawSet(where, classes, together, np.arange(len(together)), pictures)
+
+    def _labels(self, shard: Path) -> Rows:
+        with _opened(shard) as file:
+            column = file.read(columns=[self.label]).column(self.label)
+        if column.null_count:
+            row = column.to_pylist().index(None)
+            raise DataError(f"{shard}, row {row}: no label (null); label it or remove the row")
+        labels: Rows = column.to_numpy().astype(np.int64)
+        if len(labels) and labels.min() < 0:
+            row = int(np.argmax(labels < 0))
+            raise DataError(
+                f"{shard}, row {row}: label {labels[row]} is negative (-1 often means unlabelled); "
+                "label it or remove the row"
+            )
+        return labels
+
+    def _numbered(self, labels: Rows) -> tuple[str, ...]:
+        """Names "0" to "C-1" where the files have none; a gap is more likely a mistake than a class without images."""
+        present, count = np.unique(labels), int(labels.max()) + 1
+        if len(present) != count:
+            gap = int(np.argmax(present != np.arange(len(present))))
+            raise DataError(
+                f"{self.shards[0].parent}: labels reach {count - 1}, but no image has label {gap}; number "
+                f"the classes of column '{self.label}' from 0 without gaps"
+            )
+        return tuple(str(label) for label in range(count))
+
+    def _pictures(self, shard: Path, rows: Rows) -> Pictures:
+        """Open ascending rows of one file, one row group in memory at a time."""
+        if not len(rows):
+            return
+        with _opened(shard) as file:
+            start = 0
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                wanted = rows[(rows >= start) & (rows < end)]
+                if len(wanted):
+                    column = file.read_row_group(group, columns=[self.image]).column(self.image)
+                    for row, value in zip(wanted, column.take(wanted - start), strict=True):
+                        yield self._picture(f"{shard}, row {row}", value.as_py())
+                start = end
+
+    @staticmethod
+    def _picture(name: str, value: Any) -> tuple[str, Any]:
+        data = value["bytes"] if isinstance(value, dict) else value
+        if data is None:
+            raise DataError(f"{name}: no image bytes in it (null, or only a path); store the image itself in the file")
+        return name, open_picture(name, data)
+
+
+@contextmanager
+def _opened(shard: Path) -> Iterator[Any]:
+    """Open a parquet file; damage found now or while reading is told with its name."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(shard) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{shard}: cannot be read as parquet, it may be truncated ({error}); fetch it again") from error
+
+
+def _column(shard: Path, names: Sequence[str], kind: str, known: Sequence[str]) -> str:
+    for name in known:
+        if name in names:
+            return name
+    raise DataError(
+        f"{shard}: no column of {kind}: looked for {' or '.join(known)}, the file has "
+        f"{', '.join(names) or 'none'}; rename the column"
+    )
+
+
+def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...] | None:
+    """Class names that the `datasets` library writes into the schema; absent or in another form, None."""
+    try:
+        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return tuple(str(name) for name in names) if isinstance(names, list) and names else None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f", ... {len(names)} in all" if len(names) > 10 else "")

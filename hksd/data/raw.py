@@ -1,0 +1,165 @@
+"""A set whose labels are read and whose pixels are not yet, and the one way from pictures to arrays.
+
+Labels decide which rows a run needs; only those are decoded. Every source hands over PIL pictures with a name for
+messages, so size, channels and damage are judged in one place.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hksd.data.splits import Rows
+from hksd.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pictures = Iterator[tuple[str, "Image"]]
+GRAY_MODES = frozenset({"1", "L"})
+# Named, because PIL otherwise asks one decoder after the other: slower, and more code that a hostile file can reach.
+FORMATS = ("WEBP", "PNG", "JPEG", "BMP")
+
+
+@dataclass(frozen=True)
+class RawSet:
+    """Training or test set of a source.
+
+    Attributes:
+        where: folder or file it comes from, for messages.
+        classes: class names.
+        labels: (N,), int64, 0 to C-1.
+        index: (N,), int64, position of each row in the source's own order.
+        pictures: opens the pictures of ascending rows lazily, each with its name for messages.
+    """
+
+    where: str
+    classes: tuple[str, ...]
+    labels: Rows
+    index: Rows
+    pictures: Callable[[Rows], Pictures]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recognised data set; both sets are opened on demand, so that training never touches the test set.
+
+    Attributes:
+        where: folder it was found in, for messages.
+        train: opens the training set.
+        test: opens the test set, given the classes of the training set; DataError where there is none.
+    """
+
+    where: str
+    train: Callable[[], RawSet]
+    test: Callable[[tuple[str, ...]], RawSet]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What all images of a data set share: the training set decides, the test set follows.
+
+    Attributes:
+        size: height and width in pixels.
+        channels: 1 when every training image is grayscale, else 3.
+        resize: whether other sizes are resized; otherwise they are an error.
+        reference: name of the picture that `size` was read from.
+    """
+
+    size: int
+    channels: int
+    resize: bool
+    reference: str
+
+
+def form_of(raw: RawSet, rows: Rows, image_size: int | None) -> Form:
+    """Read the common form from the headers of the pictures `rows` (M,), M >= 1; stops at the first coloured one.
+
+    Raises:
+        DataError: a header cannot be read, or the first picture is not square and no `image_size` is given.
+    """
+    name, first = next(raw.pictures(rows[:1]))
+    if image_size is None and first.width != first.height:
+        raise DataError(
+            f"{name}: {first.width} x {first.height} pixels, but images must be square; "
+            f"set data.image_size to resize them, for example data.image_size: {max(first.size)}"
+        )
+    gray = all(picture.mode in GRAY_MODES for _, picture in raw.pictures(rows))
+    return Form(image_size or first.width, 1 if gray else 3, image_size is not None, name)
+
+
+def decode(raw: RawSet, rows: Rows, form: Form) -> NDArray[np.uint8]:
+    """Decode the pictures `rows` (M,) to (M, size, size, channels).
+
+    Raises:
+        DataError: a picture is damaged, has more than 8 bits per channel, or another size than `form` says.
+    """
+    images = np.empty((len(rows), form.size, form.size, form.channels), np.uint8)
+    for position, (name, picture) in enumerate(raw.pictures(rows)):
+        images[position] = _pixels(name, picture, form).reshape(form.size, form.size, form.channels)
+    return images
+
+
+def open_picture(name: str, data: bytes) -> Image:
+    """Open an encoded picture (its header; pixels are decoded later).
+
+    Raises:
+        DataError: it is no picture of the `FORMATS`.
+    """
+    from PIL import Image
+
+    with _damage_named(name):
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def array_pictures(where: str, images: NDArray[np.uint8]) -> Callable[[Rows], Pictures]:
+    """Serve an array (N, H, W) or (N, H, W, 3) as `RawSet.pictures`."""
+
+    def pictures(rows: Rows) -> Pictures:
+        from PIL import Image
+
+        for row in rows:
+            yield f"{where}, row {row}", Image.fromarray(images[row])
+
+    return pictures
+
+
+def _pixels(name: str, picture: Image, form: Form) -> NDArray[np.uint8]:
+    from PIL.Image import Resampling
+
+    if picture.mode.startswith(("I", "F")):
+        # PIL would clip such pixels to 255 without a word.
+        raise DataError(f"{name}: pixels of more than 8 bits (mode {picture.mode}); convert the image to 8 bits")
+    wanted = (form.size, form.size)
+    if picture.size != wanted and not form.resize:
+        raise DataError(
+            f"{name}: {picture.width} x {picture.height} pixels, but {form.reference} has {form.size} x "
+            f"{form.size}; set data.image_size to resize all, for example data.image_size: {form.size}"
+        )
+    with _damage_named(name):
+        picture = picture.convert("L" if form.channels == 1 else "RGB")
+    if picture.size != wanted:
+        picture = picture.resize(wanted, Resampling.BILINEAR)
+    return np.asarray(picture)
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """Name the picture when PIL fails; its decoders raise all of these on damaged data."""
+    from PIL import UnidentifiedImageError
+    from PIL.Image import DecompressionBombError
+
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        # PIL's own message names a buffer in memory here.
+        raise DataError(f"{name}: this is no {', '.join(FORMATS)} image; replace or remove it") from error
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, DecompressionBombError) as error:
+        raise DataError(f"{name}: the image is damaged ({error}); replace or remove it") from error

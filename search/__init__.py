@@ -1,0 +1,1 @@
+"""Everything that knows Ray, Optuna or MLflow: searches over the runs that `hksd` describes and trains."""

@@ -1,0 +1,314 @@
+"""The truth of a search: an Optuna study that knows every trial, what it was given and how it ended.
+
+A trial's life: asked (RUNNING), then COMPLETE with its values, PRUNED with its last value, or FAIL with its reason.
+A draw outside the limits or drawn before is refused here, before any training, and told PRUNED: to the sampler a bad
+region, to people a status of its own. An interrupted trial goes back to WAITING, so nothing is RUNNING when nothing runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from hksd import budget
+from hksd.config import RunConfig, StudentConfig, config_hash, dump, from_tree
+from hksd.errors import UserError
+from search.baselines import arms
+from search.space import Space, within
+
+STUDY_FILE, STUDY_NAME = "study.journal", "search"
+PATIENCE = 200  # refused draws in a row after which the space counts as exhausted
+Status = Literal["complete", "pruned", "failed", "rejected", "duplicate", "running", "interrupted"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial to train.
+
+    Attributes:
+        number: number of the trial in the study.
+        config: what to run.
+        arm: name of the arm, or None for a drawn trial.
+        size: cost of its student.
+        resumed: it was interrupted before and continues.
+    """
+
+    number: int
+    config: RunConfig
+    arm: str | None
+    size: budget.Size
+    resumed: bool = False
+
+    @property
+    def label(self) -> str:
+        """Short name for people: ``014 resnet8 w0.50 d2 kd+squeeze``."""
+        return label(self.number, self.config)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the study knows of a trial.
+
+    Attributes:
+        number: number of the trial.
+        status: how it stands.
+        arm: name of the arm, or None.
+        config: its run configuration as nested mappings; None when the draw did not get that far.
+        params: parameters of its student.
+        mflops: MFLOPs of its student, 2 x MACs.
+        epoch: last epoch reported, 0 for none.
+        val_accuracy: validation accuracy of that epoch.
+        seconds: training time so far.
+        reason: why it failed or was refused.
+    """
+
+    number: int
+    status: Status
+    arm: str | None
+    config: dict[str, Any] | None
+    params: int | None
+    mflops: float | None
+    epoch: int
+    val_accuracy: float | None
+    seconds: float
+    reason: str | None
+
+    @property
+    def label(self) -> str:
+        """Short name for people; see `Assignment.label`."""
+        return label(self.number, from_tree(self.config)) if self.config else f"{self.number:03d}"
+
+
+def label(number: int, config: RunConfig) -> str:
+    """Short name of a trial for people: number, student, depth, terms."""
+    terms = config.terms.active()
+    depth = f" d{terms['squeeze'].depth}" if "squeeze" in terms else ""  # type: ignore[attr-defined]
+    short = "+".join("adv" if name == "adversarial" else name for name in terms)
+    return f"{number:03d} {config.student.model} w{config.student.width:.2f}{depth} {short}"
+
+
+@dataclass
+class Events:
+    """Who wants to know: called by the ledger as trials start, report and end. All optional."""
+
+    started: list[Callable[[Assignment], None]] = field(default_factory=list)
+    reported: list[Callable[[int, Mapping[str, Any]], None]] = field(default_factory=list)
+    ended: list[Callable[[Record], None]] = field(default_factory=list)
+
+
+def open_storage(folder: Path) -> JournalStorage:
+    """Open the study's journal in the folder of a search.
+
+    Raises:
+        UserError: it cannot be read or written.
+    """
+    try:
+        return JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
+    except OSError as error:
+        raise UserError(f"{folder / STUDY_FILE}: {error.strerror}") from error
+
+
+class Ledger:
+    """Asks, refuses, records.
+
+    Args:
+        space: the space.
+        folder: folder of the search; holds the journal.
+        shape: `in_channels`, `classes` and `image_size` of the data.
+        largest: student of the arms.
+        events: observers.
+    """
+
+    def __init__(
+        self, space: Space, folder: Path, shape: Mapping[str, int], largest: StudentConfig, events: Events | None = None
+    ):
+        self.space, self.shape, self.events = space, dict(shape), events or Events()
+        self.objectives = [space.search.maximize, *space.search.minimize]
+        self.storage = open_storage(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.study = optuna.create_study(
+                storage=self.storage, study_name=STUDY_NAME, load_if_exists=True,
+                directions=["maximize", *["minimize"] * len(space.search.minimize)],
+            )
+            self.study.set_metric_names(self.objectives)
+        self.arms = arms(space, largest)
+        self.live: dict[int, tuple[optuna.Trial, Assignment]] = {}
+        self.hashes: dict[str, int] = {}
+        self.stopping, self.exhausted, self.trained = False, False, 0
+        self._take_over()
+        self.study.sampler = _sampler(space, len(self._trials()))
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _attributes(self, trial: optuna.Trial) -> dict[str, Any]:
+        return self.storage.get_trial(trial._trial_id).user_attrs
+
+    def _take_over(self) -> None:
+        """Continue a study: trials left RUNNING by a dead process wait again, finished ones count."""
+        for trial in self._trials():
+            if trial.state == TrialState.RUNNING:
+                self._wait_again(trial._trial_id)
+            status, facts = trial.user_attrs.get("status"), trial.user_attrs.get("facts")
+            if status in ("complete", "pruned", "failed"):
+                self.trained += 1
+            if facts and status not in ("duplicate", "rejected"):
+                self.hashes.setdefault(facts["hash"], trial.number)
+
+    def _wait_again(self, trial_id: int) -> None:
+        self.storage.set_trial_user_attr(trial_id, "status", "interrupted")
+        self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
+
+    def next(self) -> Assignment | None:
+        """Hand out the next trial to train, or None when the budget, the space or the patience ends here."""
+        for _ in range(PATIENCE):
+            if self.stopping or self.trained + len(self.live) >= self.space.search.trials:
+                return None
+            trial = self.study.ask()
+            known = self._attributes(trial).get("facts")
+            if known:
+                assignment = self._admit(trial, from_tree(known["config"]), known["arm"], resumed=True)
+            else:
+                given = {t.user_attrs["facts"]["arm"] for t in self._trials() if "facts" in t.user_attrs}
+                arm = next((name for name in self.arms if name not in given), None)
+                config = self.arms[arm] if arm else self.space.draw(trial)
+                assignment = self._admit(trial, config, arm, resumed=False)
+            if assignment is not None:
+                return assignment
+        self.exhausted = True
+        log.warning("%d draws in a row were refused: the space holds nothing new within the limits", PATIENCE)
+        return None
+
+    def _admit(self, trial: optuna.Trial, config: RunConfig, arm: str | None, resumed: bool) -> Assignment | None:
+        """Take a draw in, or refuse it with its reason."""
+        size, digest = budget.size(config.student, **self.shape), config_hash(config)
+        if not resumed:
+            facts = {"arm": arm, "hash": digest, "params": size.params, "mflops": size.mflops, "config": dump(config)}
+            trial.set_user_attr("facts", facts)
+            broken, twin = within(self.space.search.limits, size), self.hashes.get(digest)
+            if broken:
+                return self._refuse(trial, "rejected", f"outside the limits: {', '.join(broken)}")
+            if twin is not None:
+                return self._refuse(trial, "duplicate", f"the same configuration as trial {twin}", twin)
+        trial.set_user_attr("status", "running")
+        self.hashes[digest] = trial.number
+        assignment = Assignment(trial.number, config, arm, size, resumed)
+        self.live[trial.number] = trial, assignment
+        for observer in self.events.started:
+            observer(assignment)
+        return assignment
+
+    def _refuse(self, trial: optuna.Trial, status: Status, reason: str, twin: int | None = None) -> None:
+        if twin is not None and len(self.objectives) == 1:
+            # To the sampler a duplicate is worth what its twin reached, and it costs nothing.
+            for step, value in self._trials()[twin].intermediate_values.items():
+                trial.report(value, step)
+        self._conclude(trial, status, TrialState.PRUNED, reason=reason)
+
+    def report(self, number: int, result: Mapping[str, Any]) -> None:
+        """Take in the report of an epoch (fields of `hksd.loop.EpochReport`); a repeated epoch is ignored."""
+        trial, _ = self.live[number]
+        before = self._attributes(trial).get("progress", {"epoch": 0, "seconds": 0.0})
+        epoch, accuracy = int(result["epoch"]), float(result["val_accuracy"])
+        if epoch <= before["epoch"]:
+            return
+        seconds = before["seconds"] + float(result["seconds"])
+        trial.set_user_attr("progress", {"epoch": epoch, "val_accuracy": accuracy, "seconds": seconds})
+        if len(self.objectives) == 1:  # Optuna takes intermediate values of single-objective studies only
+            trial.report(accuracy, epoch)
+        for observer in self.events.reported:
+            observer(number, result)
+
+    def finish(self, number: int, reason: str | None = None) -> None:
+        """End a trial: failed when there is a reason, complete when its last epoch was reported, else pruned.
+
+        While the search is stopping, a trial that is not through goes back to WAITING.
+        """
+        trial, assignment = self.live.pop(number)
+        progress = self._attributes(trial).get("progress", {"epoch": 0})
+        through = progress["epoch"] >= assignment.config.train.epochs
+        if reason is not None:
+            self._conclude(trial, "failed", TrialState.FAIL, reason=reason)
+        elif through:
+            size = {"params": assignment.size.params, "mflops": assignment.size.mflops}
+            values = {"val_accuracy": progress["val_accuracy"], **size}
+            self._conclude(trial, "complete", TrialState.COMPLETE, [values[name] for name in self.objectives])
+        elif self.stopping:
+            self._wait_again(trial._trial_id)
+            self._announce(number)
+        else:
+            self._conclude(trial, "pruned", TrialState.PRUNED)
+
+    def _conclude(
+        self, trial: optuna.Trial, status: Status, state: TrialState, values: list[float] | None = None,
+        reason: str | None = None,
+    ) -> None:
+        trial.set_user_attr("status", status)
+        if reason is not None:
+            trial.set_user_attr("reason", reason)
+        self.study.tell(trial, values=values, state=state)
+        self.trained += status in ("complete", "pruned", "failed")
+        self._announce(trial.number)
+
+    def _announce(self, number: int) -> None:
+        for observer in self.events.ended:
+            observer(record(self._trials()[number]))
+
+    def interrupt(self) -> None:
+        """Put everything that still runs back to WAITING."""
+        self.stopping = True
+        for number in list(self.live):
+            self.finish(number)
+
+    def records(self) -> list[Record]:
+        """All trials of the study."""
+        return [record(trial) for trial in self._trials()]
+
+
+def _sampler(space: Space, asked: int) -> optuna.samplers.BaseSampler:
+    """The sampler; its seed depends on the number of trials so far, or a resumed search would repeat its draws."""
+    seed = space.search.seed + 7919 * asked
+    if space.search.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            multivariate=True, group=True, constant_liar=True, seed=seed
+        )
+
+
+def record(trial: FrozenTrial) -> Record:
+    """Read a trial of the study."""
+    facts, progress = trial.user_attrs.get("facts", {}), trial.user_attrs.get("progress", {})
+    states: dict[TrialState, Status] = {
+        TrialState.RUNNING: "running", TrialState.COMPLETE: "complete", TrialState.FAIL: "failed",
+    }
+    return Record(
+        number=trial.number, status=trial.user_attrs.get("status", states.get(trial.state, "interrupted")),
+        arm=facts.get("arm"), config=facts.get("config"), params=facts.get("params"), mflops=facts.get("mflops"),
+        epoch=progress.get("epoch", 0), val_accuracy=progress.get("val_accuracy"),
+        seconds=progress.get("seconds", 0.0), reason=trial.user_attrs.get("reason"),
+    )
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Read all trials of the search in `folder`.
+
+    Raises:
+        UserError: there is no search.
+    """
+    if not (folder / STUDY_FILE).exists():
+        raise UserError(f"{folder}: no search here (no {STUDY_FILE})")
+    study = optuna.load_study(study_name=STUDY_NAME, storage=open_storage(folder))
+    return [record(trial) for trial in study.get_trials(deepcopy=False)]

@@ -1,0 +1,81 @@
+"""The `search` section of a space: objectives, limits, sampler, scheduler, resources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from hksd.schema import Section
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(Section):
+    """Hard limits on the deployed student; a draw outside is rejected before training."""
+
+    params: Annotated[int | None, Field(ge=1, description="largest number of parameters")] = None
+    mflops: Annotated[float | None, Field(gt=0, description="largest MFLOPs of one image, 2 x MACs")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asha(Section):
+    """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934) on validation accuracy at equal epochs."""
+
+    grace_epochs: Annotated[
+        int | None, Field(ge=1, description="no trial is stopped earlier; default a third of the epochs")
+    ] = None
+    reduction_factor: Annotated[float, Field(gt=1, description="one in that many trials goes on at each rung")] = 3.0
+
+
+def _scheduler(value: Any) -> Any:
+    """Allow the short forms ``none`` and ``asha``."""
+    return {"none": {"asha": None}, "asha": {}}.get(value, value) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduler(Section):
+    """Early stopping; `scheduler: none` turns it off."""
+
+    asha: Annotated[Asha | None, Field(description="successive halving; null or `scheduler: none` for none")] = field(
+        default_factory=Asha
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources(Section):
+    """What one trial occupies."""
+
+    cpu: Annotated[int, Field(ge=1, description="CPU cores of a trial")] = 1
+    gpu: Annotated[
+        float | None,
+        Field(ge=0, description="GPUs of a trial, fractions allowed; default 1 where there are GPUs, else 0"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(Section):
+    """How to search."""
+
+    trials: Annotated[int, Field(ge=1, description="trials to train, the two arms included")]
+    maximize: Annotated[Literal["val_accuracy"], Field(description="the objective")] = "val_accuracy"
+    minimize: Annotated[
+        tuple[Literal["params", "mflops"], ...], Field(description="further objectives: a front in place of one winner")
+    ] = ()
+    limits: Annotated[Limits, Field(description="hard limits, checked before training")] = field(default_factory=Limits)
+    sampler: Annotated[Literal["tpe", "random"], Field(description="how draws are made")] = "tpe"
+    scheduler: Annotated[Scheduler, BeforeValidator(_scheduler), Field(description="early stopping")] = field(
+        default_factory=Scheduler
+    )
+    seed: Annotated[int, Field(ge=0, description="seed of the sampler")] = 0
+    concurrent: Annotated[int | None, Field(ge=1, description="trials at once; default what the resources allow")] = (
+        None
+    )
+    resources: Annotated[Resources, Field(description="what one trial occupies")] = field(default_factory=Resources)
+
+    def grace_epochs(self, epochs: int) -> int:
+        """Epochs before which no trial is stopped, for runs of `epochs` epochs."""
+        asha = self.scheduler.asha
+        if asha is None:
+            return epochs
+        return min(asha.grace_epochs or max(1, -(-epochs // 3)), epochs)

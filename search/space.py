@@ -1,0 +1,265 @@
+"""A search space: a run configuration with ranges in place of values, drawn define-by-run.
+
+A draw walks the sections in the order of the schema. A knob that cannot matter given what was drawn before it (its
+section calls it dead) is not drawn, nor is anything in a block that was drawn absent, so the sampler only ever sees
+parameters that exist.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hksd import budget
+from hksd.config import RunConfig, StudentConfig, from_tree
+from hksd.errors import Problem, UserError, unknown
+from hksd.schema import Document, apply_overrides, build, check, parse_yaml, read_yaml, section_fields
+from search import ranges
+from search.ranges import Draws, Range
+from search.settings import Limits, SearchConfig
+
+Path_ = tuple[str | int, ...]
+FIXED = {
+    "data": "all trials must see the same images",
+    "teacher": "a search has one teacher",
+    "seed": "all trials share one seed, so that they differ by their configuration alone",
+    "train.epochs": "trials are compared at equal epochs",
+}
+
+
+@dataclass(frozen=True)
+class Space:
+    """A parsed and validated space.
+
+    Attributes:
+        name: name for runs and messages.
+        source: file it came from.
+        tree: the run configuration with ranges, as in the file, without the `search` section.
+        ranges: every range by its key path.
+        search: the `search` section.
+    """
+
+    name: str
+    source: str
+    tree: Mapping[str, Any]
+    ranges: Mapping[Path_, Range]
+    search: SearchConfig
+
+    def draw(self, trial: Draws) -> RunConfig:
+        """Draw a run configuration; parameters are named by their key path."""
+        return from_tree(self._draw(RunConfig, self.tree, (), trial), self.source)
+
+    def _draw(self, kind: Any, node: Mapping[str, Any], path: Path_, trial: Draws) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, inner in section_fields(kind).items():
+            where = (*path, key)
+            if key not in node or self._absent(where, node[key], trial):
+                continue
+            if where in self.ranges:
+                if key not in self._dead(kind, node, path, result):
+                    result[key] = self.ranges[where].draw(trial, ".".join(map(str, where)))
+            elif isinstance(node[key], Mapping) and section_fields(inner):
+                result[key] = self._draw(inner, node[key], where, trial)
+            else:
+                result[key] = node[key]
+        return result
+
+    def _absent(self, path: Path_, node: Any, trial: Draws) -> bool:
+        """Draw whether the block at `path` is absent; a float, so that its probability is exact."""
+        if not isinstance(node, Mapping):
+            return False
+        off = max((self.ranges[p].off for p in self.ranges if p[:-1] == path), default=0.0)
+        return off > 0 and trial.suggest_float(".".join(map(str, path)) + ".off", 0.0, 1.0) < off
+
+    def _dead(self, kind: Any, node: Mapping[str, Any], path: Path_, drawn: Mapping[str, Any]) -> frozenset[str]:
+        section = section_type(kind)
+        known = {
+            key: self.ranges[(*path, key)].middle() if (*path, key) in self.ranges else value
+            for key, value in node.items()
+        }
+        value, _ = check(section, {**known, **drawn})
+        return value.dead_knobs() if value is not None else frozenset()
+
+    def middle(self, replacements: Mapping[str, Any]) -> RunConfig:
+        """The configuration in the middle of every range, with whole sections replaced."""
+        tree = {**_resolve(self.tree, (), lambda path: self.ranges[path].middle(), self.ranges), **replacements}
+        return from_tree(tree, self.source)
+
+    def students(self) -> Iterator[StudentConfig]:
+        """The students of the space: every combination of choices, and a grid over ranges of numbers."""
+        node = self.tree["student"]
+        keys = [key for key in node if ("student", key) in self.ranges]
+        for values in itertools.product(*(self.ranges[("student", key)].grid() for key in keys)):
+            yield build(StudentConfig, {**node, **dict(zip(keys, values, strict=True))}, self.source)
+
+    def with_trials(self, trials: int | None) -> Space:
+        """This space with another number of trials."""
+        return self if trials is None else replace(self, search=replace(self.search, trials=trials))
+
+
+def section_type(kind: Any) -> Any:
+    """The dataclass of a section, with `| None` taken off."""
+    return next((option for option in getattr(kind, "__args__", ()) if section_fields(option)), kind)
+
+
+def within(limits: Limits, size: budget.Size) -> list[str]:
+    """The limits that a student of this size breaks, in words; empty when it keeps them all."""
+    broken = []
+    if limits.params is not None and size.params > limits.params:
+        broken.append(f"params {size.params} > {limits.params}")
+    if limits.mflops is not None and size.mflops > limits.mflops:
+        broken.append(f"mflops {size.mflops:.3g} > {limits.mflops:g}")
+    return broken
+
+
+def check_feasible(space: Space, shape: Mapping[str, int]) -> StudentConfig:
+    """Return the largest student of the space within its limits.
+
+    Args:
+        space: the space.
+        shape: `in_channels`, `classes` and `image_size` of the data.
+
+    Raises:
+        UserError: no student is within the limits; says which limit is impossible and the smallest size reachable.
+    """
+    sized = [(student, budget.size(student, **shape)) for student in space.students()]
+    inside = [(student, size) for student, size in sized if not within(space.search.limits, size)]
+    if inside:
+        return max(inside, key=lambda pair: (pair[1].params, pair[1].flops))[0]
+    limits, lines = space.search.limits, []
+    for name, limit in (("params", limits.params), ("mflops", limits.mflops)):
+        if limit is None:
+            continue
+        student, size = min(sized, key=lambda pair: getattr(pair[1], name))
+        least = getattr(size, name)
+        verdict = "impossible" if least > limit else "possible alone"
+        lines.append(
+            f"limits.{name} = {limit:g} is {verdict}: the smallest reachable is {least:g} "
+            f"({student.model}, width {student.width:g})"
+        )
+    raise UserError(f"{space.source}: search.limits: no student of this space is within the limits; {'; '.join(lines)}")
+
+
+def find(name: str) -> Path:
+    """Find a space or run configuration by path, or by name among the ones that come with hksd.
+
+    Raises:
+        UserError: there is none; lists the known names.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if not path.is_file():
+            raise UserError(f"{name}: no such file")
+        return path
+    known = shipped()
+    if name not in known:
+        raise UserError(unknown("space", name, known) + ", or a path to a .yaml file")
+    return known[name]
+
+
+def shipped() -> dict[str, Path]:
+    """The spaces and configurations that come with hksd, by name."""
+    folder = Path(__file__).resolve().parent.parent / "spaces"  # a sibling in the repository and when installed
+    files = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("paper/*.yaml"))]
+    return {file.stem: file for file in files}
+
+
+def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Space:
+    """Load a space by name or path, with ``a.b=value`` overrides.
+
+    Raises:
+        UserError: no such space, malformed override.
+        ConfigError: every fault of the file, with line and key path.
+    """
+    path = find(name)
+    document = read_yaml(path)
+    return parse(replace(document, tree=apply_overrides(document.tree, overrides)), path.stem)
+
+
+def loads(text: str, name: str, source: str) -> Space:
+    """Parse a space from YAML text; see `load`."""
+    return parse(parse_yaml(text, source), name)
+
+
+def parse(document: Document, name: str) -> Space:
+    """Validate a parsed file as a space.
+
+    Raises:
+        ConfigError: with every fault.
+    """
+    tree = {key: value for key, value in document.tree.items() if key != "search"}
+    if "search" not in document.tree:
+        raise document.error(
+            [
+                Problem(
+                    ("search",),
+                    "this section is required in a search space, for example "
+                    "`search: {trials: 16}` (a single run: `hksd train`)",
+                )
+            ]
+        )
+    found: dict[Path_, Range] = {}
+    problems = list(_collect(RunConfig, tree, (), found))
+    search, faults = check(SearchConfig, document.tree["search"])
+    problems += [replace(fault, path=("search", *fault.path)) for fault in faults]
+    problems += _misplaced(found)
+    blamed = {problem.path for problem in problems}
+    first = _resolve(tree, (), lambda path: found[path].values[0], found)
+    _, faults = check(RunConfig, first)
+    # What stands at or above a faulty range, or is checked per value below, is not said twice.
+    problems += [
+        fault for fault in faults
+        if not any(_below(fault.path, path) for path in found)
+        and not any(_below(fault.path, path) or (fault.path and _below(path, fault.path)) for path in blamed)
+    ]
+    for path, spread in found.items():
+        for below, value in spread.ends():
+            changed = _resolve(tree, (), lambda p, at=path, v=value: v if p == at else found[p].values[0], found)
+            _, faults = check(RunConfig, changed)
+            problems += [replace(fault, path=(*path, *below)) for fault in faults if _below(fault.path, path)]
+    if problems or search is None:
+        raise document.error(list(dict.fromkeys(problems)))
+    return Space(name, document.source, tree, found, search)
+
+
+def _below(path: Path_, ancestor: Path_) -> bool:
+    return path[: len(ancestor)] == ancestor
+
+
+def _collect(kind: Any, node: Any, path: Path_, found: dict[Path_, Range]) -> Iterator[Problem]:
+    """Fill `found` with the ranges below `node`; yield what is wrong with them."""
+    fields = section_fields(kind)
+    if not isinstance(node, Mapping):
+        return
+    for key, value in node.items():
+        if key not in fields or not isinstance(value, Mapping):
+            continue  # unknown keys are found when the whole is validated
+        where = (*path, key)
+        if section_fields(fields[key]):
+            yield from _collect(fields[key], value, where, found)
+            continue
+        spread, problems = ranges.parse(value, where)
+        yield from problems
+        if spread is not None:
+            found[where] = spread
+
+
+def _misplaced(found: Mapping[Path_, Range]) -> Iterator[Problem]:
+    for path, spread in found.items():
+        for prefix, reason in FIXED.items():
+            if _below(path, tuple(prefix.split("."))):
+                yield Problem(path, f"a range is not possible here: {reason}")
+        if spread.off and (len(path) != 3 or path[0] != "terms"):
+            yield Problem((*path, "off"), "only a term can be switched off, by `off` in the range of one of its knobs")
+
+
+def _resolve(node: Any, path: Path_, value: Any, found: Mapping[Path_, Range]) -> Any:
+    """Copy `node` with every range replaced by ``value(path)``."""
+    if path in found:
+        return value(path)
+    if isinstance(node, Mapping):
+        return {key: _resolve(inner, (*path, key), value, found) for key, inner in node.items()}
+    return node

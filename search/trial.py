@@ -1,0 +1,61 @@
+"""The Ray trainable: a run configuration -> `hksd.train.fit`, one report per epoch.
+
+The trial owns its folder (checkpoints, log of its fault, weights); Tune sees reports only. Worker processes are
+reused, so nothing here or below may keep state between trials.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from hksd.config import from_tree
+from hksd.data import DataSet
+from hksd.loop import EpochReport
+from hksd.train import fit
+
+FAULT_FILE = "fault.txt"
+
+
+def folder(search: Path, number: int) -> Path:
+    """Folder of trial `number` below the folder of a search."""
+    return search / "trials" / f"{number:03d}"
+
+
+def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_dir: str) -> None:
+    """Train one assignment.
+
+    A fault ends the trial, not the search: it is reported as the metric ``fault``, with the stack trace in the
+    trial's folder.
+
+    Args:
+        assignment: ``number`` and ``config`` (JSON text of the run configuration).
+        data: images, from Ray's object store.
+        search: folder of the search.
+        cache_dir: folder of cached teachers.
+    """
+    logging.getLogger("hksd").setLevel(logging.ERROR)
+    out = folder(Path(search), assignment["number"])
+    epoch = 0
+
+    def on_epoch(report: EpochReport) -> None:
+        nonlocal epoch
+        epoch = report.epoch
+        tune.report({"number": assignment["number"], **dataclasses.asdict(report)})
+
+    try:
+        config = from_tree(json.loads(assignment["config"]))
+        result = fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch)
+        if epoch == 0:  # everything was in the checkpoint already: the search still has to hear of it
+            on_epoch(result.history[-1])
+    except Exception as error:  # whatever a trial meets, the search goes on
+        out.mkdir(parents=True, exist_ok=True)
+        (out / FAULT_FILE).write_text(traceback.format_exc())
+        tune.report({"number": assignment["number"], "epoch": epoch, "val_accuracy": 0.0,
+                     "fault": f"{type(error).__name__}: {error}"})

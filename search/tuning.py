@@ -1,0 +1,181 @@
+"""The thin layer between the ledger and Ray Tune: a searcher, a scheduler, the call of the tuner."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from hksd.config import dump
+from hksd.data import DataSet
+from hksd.errors import UserError
+from search.searcher import Ledger
+from search.space import Space
+from search.trial import run_trial
+
+DIED = "the worker process died (killed, or out of memory)"
+
+
+class LedgerSearcher(Searcher):
+    """Tune's view of the ledger. Holds no state of its own: the study has it, outside Tune's pickles."""
+
+    def __init__(self, ledger: Ledger):
+        super().__init__(metric="val_accuracy", mode="max")
+        self.ledger: Ledger | None = ledger
+        self.numbers: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "ledger": None}
+
+    def suggest(self, trial_id: str) -> Any:
+        """See ray.tune.search.Searcher."""
+        assert self.ledger is not None
+        assignment = self.ledger.next()
+        if assignment is None:
+            return Searcher.FINISHED
+        self.numbers[trial_id] = assignment.number
+        return {"number": assignment.number, "config": json.dumps(dump(assignment.config)), "arm": assignment.arm or ""}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """See ray.tune.search.Searcher."""
+        assert self.ledger is not None
+        if "fault" not in result and "epoch" in result:
+            self.ledger.report(self.numbers[trial_id], unflatten(result))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """See ray.tune.search.Searcher."""
+        assert self.ledger is not None
+        result = result or {}
+        if not error:
+            self.on_trial_result(trial_id, result)
+        number = self.numbers.pop(trial_id)
+        self.ledger.finish(number, DIED if error else result.get("fault"))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+        Path(checkpoint_path).write_text("the study has the state\n")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+def unflatten(result: dict[str, Any]) -> dict[str, Any]:
+    """Undo Tune's flattening of the nested parts of an epoch report (``terms/kd``, ``diagnostics/adversarial/...``)."""
+    nested: dict[str, Any] = {"terms": {}, "diagnostics": {}}
+    for key, value in result.items():
+        section, slash, name = key.partition("/")
+        if slash and section in nested:
+            nested[section][name] = value
+        elif key not in nested:
+            nested[key] = value
+    return nested
+
+
+class Halving(AsyncHyperBandScheduler):
+    """Successive halving that lets arms run to the end, and ends everything after its epoch once the ledger stops.
+
+    A trial's last epoch is never answered with a stop: the trial still has its weights to write.
+    """
+
+    def __init__(self, ledger: Ledger, epochs: int):
+        settings = ledger.space.search
+        asha, grace = settings.scheduler.asha, settings.grace_epochs(epochs)
+        super().__init__(
+            time_attr="epoch", metric="val_accuracy", mode="max", max_t=epochs, grace_period=grace,
+            reduction_factor=asha.reduction_factor if asha else 4, stop_last_trials=False,
+        )
+        self.ledger, self.epochs, self.on = ledger, epochs, asha is not None and grace < epochs
+
+    def _counts(self, trial: Any, result: dict[str, Any]) -> bool:
+        """Whether a result takes part in the halving."""
+        return self.on and "fault" not in result and not trial.config["arm"]
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """See ray.tune.schedulers.TrialScheduler."""
+        if "fault" in result or result.get("epoch", 0) >= self.epochs:
+            return str(TrialScheduler.CONTINUE)
+        if self.ledger.stopping:
+            return str(TrialScheduler.STOP)
+        if not self._counts(trial, result):
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """See ray.tune.schedulers.TrialScheduler."""
+        if self._counts(trial, result):
+            super().on_trial_complete(tune_controller, trial, result)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: a resumed search starts its rungs anew."""
+        Path(checkpoint_path).write_text("")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+def start_ray(address: str | None = None) -> None:
+    """Connect to a cluster, or start a private Ray on this machine (after `search.ray_env.prepare`).
+
+    Raises:
+        UserError: there is no cluster at `address`.
+    """
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        cores = len(os.sched_getaffinity(0))
+        ray.init(num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+        return
+    try:
+        ray.init(address=address, **common)
+    except ConnectionError as error:
+        raise UserError(f"--address {address}: no Ray cluster answers there") from error
+
+
+def gpus_per_trial(space: Space) -> float:
+    """GPUs of one trial: as the space says, else 1 where Ray sees GPUs and the run may use them."""
+    asked = space.search.resources.gpu
+    if asked is not None:
+        return asked
+    wants = str(space.tree["train"].get("device", "auto")) != "cpu"
+    return 1.0 if wants and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def concurrent_trials(space: Space) -> int:
+    """Trials at once: what the resources allow, at most `search.concurrent`.
+
+    Raises:
+        UserError: not even one trial fits.
+    """
+    have, resources, gpu = ray.cluster_resources(), space.search.resources, gpus_per_trial(space)
+    fit = int(have.get("CPU", 0) // resources.cpu)
+    if gpu:
+        fit = min(fit, int(have.get("GPU", 0) / gpu + 1e-9))
+    if fit < 1:
+        raise UserError(
+            f"search.resources: a trial wants {resources.cpu} CPU(s) and {gpu:g} GPU(s), "
+            f"there are {have.get('CPU', 0):g} and {have.get('GPU', 0):g}"
+        )
+    return min(fit, space.search.concurrent or fit)
+
+
+def tune_trials(ledger: Ledger, data: DataSet, folder: Path, cache_dir: Path, epochs: int) -> None:
+    """Train what the ledger hands out until it hands out no more."""
+    resources = {"cpu": ledger.space.search.resources.cpu, "gpu": gpus_per_trial(ledger.space)}
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, data=data, search=str(folder), cache_dir=str(cache_dir)), resources
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=LedgerSearcher(ledger), scheduler=Halving(ledger, epochs), num_samples=-1,
+            max_concurrent_trials=concurrent_trials(ledger.space), reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
+    )
+    tuner.fit()
