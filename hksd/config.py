@@ -258,6 +258,14 @@ def dump(config: Any) -> Any:
     return [dump(value) for value in config] if isinstance(config, tuple) else config
 
 
+def flatten(tree: Any, path: str = "") -> dict[str, Any]:
+    """Nested mappings as one flat mapping with key paths: ``{"terms": {"kd": 1}}`` -> ``{"terms.kd": 1}``."""
+    if not isinstance(tree, Mapping):
+        return {path: tree} if path else {}
+    parts = [flatten(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
 def dump_yaml(config: RunConfig) -> str:
     """Write a run configuration as YAML that `load` reads back to an equal object."""
     return yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)

@@ -133,8 +133,9 @@ def _card(
         "| network | model | validation accuracy | parameters | MFLOPs (2 x MACs) |",
         "|---|---|---|---|---|",
         *(
-            f"| {row.name} | {row.model} | {_percent(row.val_accuracy)} | "
-            f"{'-' if row.params is None else f'{row.params:,}'} | {'-' if row.mflops is None else f'{row.mflops:.2f}'} |"
+            f"| {row.name} | {row.model} | {_percent(row.val_accuracy)} "
+            f"| {'-' if row.params is None else f'{row.params:,}'} "
+            f"| {'-' if row.mflops is None else f'{row.mflops:.2f}'} |"
             for row in rows
         ),
     ]

@@ -168,7 +168,8 @@ def check(kind: type[T], tree: Any) -> tuple[T | None, list[Problem]]:
         The object and no problems, or None and every problem found.
     """
     try:
-        return _adapter(kind).validate_python(tree), []
+        value: T = _adapter(kind).validate_python(tree)  # type: ignore[arg-type]  # classes are hashable
+        return value, []
     except ValidationError as error:
         return None, [_problem(kind, dict(detail)) for detail in error.errors()]
 

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,12 @@ def prepare(
     def make_network() -> tuple[TappedNet, dict[str, Any]]:
         if settings.checkpoint is None:
             trained = loop.run(
-                run, data, None, None, on_epoch=lambda r: report("teacher", r.epoch, r.epochs, r.val_accuracy)
+                run,
+                data,
+                None,
+                None,
+                out_dir=folder / "training" if folder else None,  # an interrupted training goes on from its last epoch
+                on_epoch=lambda r: report("teacher", r.epoch, r.epochs, r.val_accuracy),
             )
             return trained.student, {"accuracy": trained.val_accuracy}
         network = _network(settings, data)
@@ -217,6 +223,7 @@ def _remembered(
             weights.save(folder / f"{name}.safetensors", module, {"facts": json.dumps(facts)})
             digest = hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()
             write_atomically(folder / f"{name}.json", json.dumps(facts | {"sha256": digest}, indent=1).encode())
+            shutil.rmtree(folder / "training", ignore_errors=True)
             return module, facts, False
     except OSError as error:
         raise UserError(f"{folder}: the teacher cache cannot be written: {error.strerror or error}") from error

@@ -17,11 +17,12 @@ MODIFIERS = ("step", "off")
 class Draws(Protocol):
     """What a range needs of an Optuna trial."""
 
-    def suggest_categorical(self, name: str, choices: Any) -> Any: ...  # noqa: D102
+    # ruff: noqa: D102 - Optuna's own methods
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float: ...  # noqa: D102, E501
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...  # noqa: D102
+    ) -> float: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A trial's life: asked (RUNNING), then COMPLETE with its values, PRUNED with its last value, or FAIL with its reason.
 A draw outside the limits or drawn before is refused here, before any training, and told PRUNED: to the sampler a bad
-region, to people a status of its own. An interrupted trial goes back to WAITING, so nothing is RUNNING when nothing runs.
+region, to people a status of its own. An interrupted trial goes back to WAITING, so nothing is RUNNING when nothing
+runs.
 """
 
 from __future__ import annotations
@@ -135,10 +136,13 @@ class Ledger:
         self.space, self.shape, self.events = space, dict(shape), events or Events()
         self.objectives = [space.search.maximize, *space.search.minimize]
         self.storage = open_storage(folder)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study = optuna.create_study(
-                storage=self.storage, study_name=STUDY_NAME, load_if_exists=True,
+                storage=self.storage,
+                study_name=STUDY_NAME,
+                load_if_exists=True,
                 directions=["maximize", *["minimize"] * len(space.search.minimize)],
             )
             self.study.set_metric_names(self.objectives)
@@ -150,10 +154,12 @@ class Ledger:
         self.study.sampler = _sampler(space, len(self._trials()))
 
     def _trials(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
+        trials: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
+        return trials
 
     def _attributes(self, trial: optuna.Trial) -> dict[str, Any]:
-        return self.storage.get_trial(trial._trial_id).user_attrs
+        attributes: dict[str, Any] = self.storage.get_trial(trial._trial_id).user_attrs
+        return attributes
 
     def _take_over(self) -> None:
         """Continue a study: trials left RUNNING by a dead process wait again, finished ones count."""
@@ -197,10 +203,12 @@ class Ledger:
             facts = {"arm": arm, "hash": digest, "params": size.params, "mflops": size.mflops, "config": dump(config)}
             trial.set_user_attr("facts", facts)
             broken, twin = within(self.space.search.limits, size), self.hashes.get(digest)
-            if broken:
-                return self._refuse(trial, "rejected", f"outside the limits: {', '.join(broken)}")
-            if twin is not None:
-                return self._refuse(trial, "duplicate", f"the same configuration as trial {twin}", twin)
+            if broken or twin is not None:
+                if broken:
+                    self._refuse(trial, "rejected", f"outside the limits: {', '.join(broken)}")
+                else:
+                    self._refuse(trial, "duplicate", f"the same configuration as trial {twin}", twin)
+                return None
         trial.set_user_attr("status", "running")
         self.hashes[digest] = trial.number
         assignment = Assignment(trial.number, config, arm, size, resumed)
@@ -251,7 +259,11 @@ class Ledger:
             self._conclude(trial, "pruned", TrialState.PRUNED)
 
     def _conclude(
-        self, trial: optuna.Trial, status: Status, state: TrialState, values: list[float] | None = None,
+        self,
+        trial: optuna.Trial,
+        status: Status,
+        state: TrialState,
+        values: list[float] | None = None,
         reason: str | None = None,
     ) -> None:
         trial.set_user_attr("status", status)
@@ -283,22 +295,28 @@ def _sampler(space: Space, asked: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            multivariate=True, group=True, constant_liar=True, seed=seed
-        )
+        return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
 
 
 def record(trial: FrozenTrial) -> Record:
     """Read a trial of the study."""
     facts, progress = trial.user_attrs.get("facts", {}), trial.user_attrs.get("progress", {})
     states: dict[TrialState, Status] = {
-        TrialState.RUNNING: "running", TrialState.COMPLETE: "complete", TrialState.FAIL: "failed",
+        TrialState.RUNNING: "running",
+        TrialState.COMPLETE: "complete",
+        TrialState.FAIL: "failed",
     }
     return Record(
-        number=trial.number, status=trial.user_attrs.get("status", states.get(trial.state, "interrupted")),
-        arm=facts.get("arm"), config=facts.get("config"), params=facts.get("params"), mflops=facts.get("mflops"),
-        epoch=progress.get("epoch", 0), val_accuracy=progress.get("val_accuracy"),
-        seconds=progress.get("seconds", 0.0), reason=trial.user_attrs.get("reason"),
+        number=trial.number,
+        status=trial.user_attrs.get("status", states.get(trial.state, "interrupted")),
+        arm=facts.get("arm"),
+        config=facts.get("config"),
+        params=facts.get("params"),
+        mflops=facts.get("mflops"),
+        epoch=progress.get("epoch", 0),
+        val_accuracy=progress.get("val_accuracy"),
+        seconds=progress.get("seconds", 0.0),
+        reason=trial.user_attrs.get("reason"),
     )
 
 

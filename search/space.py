@@ -211,7 +211,8 @@ def parse(document: Document, name: str) -> Space:
     _, faults = check(RunConfig, first)
     # What stands at or above a faulty range, or is checked per value below, is not said twice.
     problems += [
-        fault for fault in faults
+        fault
+        for fault in faults
         if not any(_below(fault.path, path) for path in found)
         and not any(_below(fault.path, path) or (fault.path and _below(path, fault.path)) for path in blamed)
     ]

@@ -57,5 +57,11 @@ def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_d
     except Exception as error:  # whatever a trial meets, the search goes on
         out.mkdir(parents=True, exist_ok=True)
         (out / FAULT_FILE).write_text(traceback.format_exc())
-        tune.report({"number": assignment["number"], "epoch": epoch, "val_accuracy": 0.0,
-                     "fault": f"{type(error).__name__}: {error}"})
+        tune.report(
+            {
+                "number": assignment["number"],
+                "epoch": epoch,
+                "val_accuracy": 0.0,
+                "fault": f"{type(error).__name__}: {error}",
+            }
+        )

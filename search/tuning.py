@@ -22,7 +22,7 @@ from search.trial import run_trial
 DIED = "the worker process died (killed, or out of memory)"
 
 
-class LedgerSearcher(Searcher):
+class LedgerSearcher(Searcher):  # type: ignore[misc]
     """Tune's view of the ledger. Holds no state of its own: the study has it, outside Tune's pickles."""
 
     def __init__(self, ledger: Ledger):
@@ -77,7 +77,7 @@ def unflatten(result: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-class Halving(AsyncHyperBandScheduler):
+class Halving(AsyncHyperBandScheduler):  # type: ignore[misc]
     """Successive halving that lets arms run to the end, and ends everything after its epoch once the ledger stops.
 
     A trial's last epoch is never answered with a stop: the trial still has its weights to write.
@@ -87,10 +87,19 @@ class Halving(AsyncHyperBandScheduler):
         settings = ledger.space.search
         asha, grace = settings.scheduler.asha, settings.grace_epochs(epochs)
         super().__init__(
-            time_attr="epoch", metric="val_accuracy", mode="max", max_t=epochs, grace_period=grace,
-            reduction_factor=asha.reduction_factor if asha else 4, stop_last_trials=False,
+            time_attr="epoch",
+            metric="val_accuracy",
+            mode="max",
+            max_t=epochs,
+            grace_period=grace,
+            reduction_factor=asha.reduction_factor if asha else 4,
+            stop_last_trials=False,
         )
-        self.ledger, self.epochs, self.on = ledger, epochs, asha is not None and grace < epochs
+        self.ledger: Ledger | None = ledger
+        self.epochs, self.on = epochs, asha is not None and grace < epochs
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "ledger": None}
 
     def _counts(self, trial: Any, result: dict[str, Any]) -> bool:
         """Whether a result takes part in the halving."""
@@ -100,7 +109,7 @@ class Halving(AsyncHyperBandScheduler):
         """See ray.tune.schedulers.TrialScheduler."""
         if "fault" in result or result.get("epoch", 0) >= self.epochs:
             return str(TrialScheduler.CONTINUE)
-        if self.ledger.stopping:
+        if self.ledger is not None and self.ledger.stopping:
             return str(TrialScheduler.STOP)
         if not self._counts(trial, result):
             return str(TrialScheduler.CONTINUE)
@@ -134,6 +143,11 @@ def start_ray(address: str | None = None) -> None:
         ray.init(address=address, **common)
     except ConnectionError as error:
         raise UserError(f"--address {address}: no Ray cluster answers there") from error
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or end the private Ray."""
+    ray.shutdown()
 
 
 def gpus_per_trial(space: Space) -> float:
@@ -172,8 +186,11 @@ def tune_trials(ledger: Ledger, data: DataSet, folder: Path, cache_dir: Path, ep
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=LedgerSearcher(ledger), scheduler=Halving(ledger, epochs), num_samples=-1,
-            max_concurrent_trials=concurrent_trials(ledger.space), reuse_actors=True,
+            search_alg=LedgerSearcher(ledger),
+            scheduler=Halving(ledger, epochs),
+            num_samples=-1,
+            max_concurrent_trials=concurrent_trials(ledger.space),
+            reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),

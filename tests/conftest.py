@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -28,7 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT.parent / "shared" / "vectors"  # reference values; not part of the repository
 
 torch.set_num_threads(1)
-settings.register_profile("quick", deadline=None, max_examples=60, derandomize=True, print_blob=True)
+settings.register_profile(
+    "quick", deadline=None, max_examples=60, derandomize=True, phases=[Phase.explicit, Phase.generate, Phase.shrink]
+)
 settings.load_profile("quick")
 
 

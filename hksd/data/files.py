@@ -112,6 +112,8 @@ def _shards(folder: Path, name: str) -> tuple[Path, ...]:
     Raises:
         DataError: names like ``train-00000-of-00005`` tell that some are missing.
     """
+    if not folder.is_dir():
+        return ()
     shards = tuple(sorted(folder.glob(f"{name}-*.parquet")))
     for shard in shards:
         of = re.search(r"-of-(\d+)\.parquet$", shard.name)
@@ -273,7 +275,7 @@ def _column(shard: Path, names: Sequence[str], kind: str, known: Sequence[str]) 
             return name
     raise DataError(
         f"{shard}: no column of {kind}: looked for {' or '.join(known)}, the file has "
-        f"{', '.join(names) or 'none'}; rename the column"
+        f"{', '.join(names) or 'none'}; rename it"
     )
 
 

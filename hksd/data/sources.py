@@ -37,7 +37,7 @@ def find_source(config: DataConfig) -> Source:
         return _torchvision(root.parent, config.name, config.download)
     if folder and (root / folder).is_dir():
         return _torchvision(root, config.name, config.download)
-    # hksd's own cifar100 is the one with fine labels.
+    # CIFAR-100 also has 20 coarse classes.
     labels = ("fine_label", "label") if config.name == "cifar100" else ("label",)
     source = find_parquet(root, labels) or find_folders(root)
     if source is None and folder and config.download:
@@ -101,7 +101,7 @@ def _torchvision(root: Path, name: str, download: bool) -> Source:
         kind = getattr(import_datasets(), name.upper())
         where = root / kind.base_folder
         try:
-            data: Any = kind(str(root), train=train, download=download)
+            data = _open_cifar(kind, root, train, download)
         except (RuntimeError, OSError, KeyError, pickle.UnpicklingError) as error:
             if download and not where.is_dir():
                 raise DataError(
@@ -121,6 +121,20 @@ def _torchvision(root: Path, name: str, download: bool) -> Source:
         return RawSet(str(where), tuple(data.classes), labels, np.arange(len(labels)), pictures)
 
     return Source(str(root), lambda: part(True), lambda classes: part(False))
+
+
+def _open_cifar(kind: Any, root: Path, train: bool, download: bool) -> Any:
+    try:
+        return kind(str(root), train=train)
+    except RuntimeError:
+        if not download:
+            raise
+    from filelock import FileLock
+
+    root.mkdir(parents=True, exist_ok=True)
+    # Trials of one machine may start together: the first fetches, the others then find the files.
+    with FileLock(root / f".{kind.base_folder}.lock"):
+        return kind(str(root), train=train, download=True)
 
 
 def _damaged(kind: Any, folder: Path) -> str:

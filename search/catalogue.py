@@ -1,0 +1,137 @@
+"""Commands that show what there is: methods and spaces."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+from hksd import budget, config, models, schema
+from hksd.errors import UserError
+from hksd.terms import TERMS
+from search import space as spaces
+
+if TYPE_CHECKING:
+    from search.cli import Output
+
+SHARE_DRAWS = 300
+DATASETS = {
+    "digits": "scikit-learn's handwritten digits, 1,797 images of 8x8, embedded",
+    "cifar10": "A. Krizhevsky 2009; torchvision's files, Hugging Face parquet files or class folders in data.root",
+    "cifar100": "A. Krizhevsky 2009; the same three layouts",
+    "folder": "your images: data.root/train/<class>/*.png and test/<class>/, or parquet files",
+}
+
+
+def show_methods(output: Output) -> None:
+    """See `hksd methods`."""
+    terms: dict[str, dict[str, Any]] = {
+        name: {
+            "summary": entry.summary,
+            "source": entry.source,
+            "usual": (entry.config.__doc__ or "").strip(),
+            "needs": sorted(entry.config.teacher_needs),
+            "knobs": [knob.__dict__ for knob in schema.knobs(entry.config)],
+        }
+        for name, entry in TERMS.items()
+    }
+    networks = {name: entry.source for name, entry in models.MODELS.items()}
+
+    def show(console: Any) -> None:
+        say = partial(console.print, highlight=False, markup=False)
+        say("loss terms")
+        for name, term in terms.items():
+            say(f"  {name}: {term['summary']}  [{term['source']}]")
+            say(f"    {' '.join(term['usual'].split())}")
+            for knob in term["knobs"]:
+                say(f"    {knob['name']}: {knob['type']}, default {knob['default']} - {knob['description']}")
+        say("networks (teachers and students), any width")
+        by_source = defaultdict(list)
+        for name, source in networks.items():
+            by_source[source].append(name)
+        for source, names in by_source.items():
+            say(f"  {', '.join(names)}  [{source}]")
+        say("data sets")
+        for name, text in DATASETS.items():
+            say(f"  {name}: {text}")
+
+    output.give({"terms": terms, "models": networks, "datasets": DATASETS}, show)
+
+
+def show_space(output: Output, name: str, overrides: list[str], samples: int) -> None:
+    """See `hksd space`. Sizes need the shape of the images: where the data cannot be read, they are left out."""
+    from hksd import data as datasets
+    from hksd import loop
+
+    space = spaces.load(name, overrides)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=space.search.seed))
+    drawn = [space.draw(study.ask()) for _ in range(max(samples, SHARE_DRAWS))]
+    try:
+        shape = loop.image_shape(datasets.load(space.middle({}).data))
+        sizes = [budget.size(draw.student, **shape) for draw in drawn]
+        largest = spaces.check_feasible(space, shape)
+        share = sum(not spaces.within(space.search.limits, size) for size in sizes) / len(sizes)
+        problem = None
+    except UserError as error:
+        sizes, share, largest, problem = [], None, None, str(error)
+    distinct = len({config.config_hash(draw) for draw in drawn})
+    facts = {
+        "name": space.name,
+        "ranges": {".".join(map(str, path)): str(spread) for path, spread in space.ranges.items()},
+        "search": config.dump(space.search),
+        "share_within_limits": share,
+        "problem": problem,
+        "distinct": distinct,
+        "draws": len(drawn),
+        "largest_student": config.dump(largest) if largest else None,
+        "samples": [config.canonical(draw) for draw in drawn[:samples]],
+    }
+
+    def show(console: Any) -> None:
+        say = partial(console.print, highlight=False, markup=False)
+        say(f"space {space.name} ({space.source})")
+        _show_tree(say, space)
+        limits = {key: value for key, value in config.dump(space.search.limits).items() if value is not None}
+        say(
+            f"trials {space.search.trials}, sampler {space.search.sampler}, limits {limits or 'none'}, "
+            f"no trial stopped before epoch {space.search.grace_epochs(int(space.tree['train']['epochs']))} of "
+            f"{space.tree['train']['epochs']}"
+        )
+        if problem:
+            say(f"sizes unknown: {problem}")
+        else:
+            say(
+                f"{share:.0%} of {len(drawn)} random draws are within the limits; the arms take "
+                f"{largest.model} w{largest.width:g}, the largest"
+                if largest
+                else ""
+            )
+        say(f"{distinct} of {len(drawn)} random draws are different configurations")
+        for number, draw in enumerate(drawn[:samples]):
+            flat = config.flatten(config.canonical(draw))
+            mine = {key: flat[key] for key in facts["ranges"] if key in flat}
+            size = f"{sizes[number].params:,} parameters, {sizes[number].mflops:.2f} MFLOPs: " if sizes else ""
+            say(
+                f"sample {number + 1}: {size}"
+                + ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in mine.items())
+            )
+
+    output.give(facts, show)
+
+
+def _show_tree(say: Any, space: spaces.Space) -> None:
+    """Print the ranges as a tree: a block that can be absent carries its knobs below it."""
+    shown: set[tuple[str | int, ...]] = set()
+    for path, spread in space.ranges.items():
+        for depth in range(1, len(path)):
+            part = path[:depth]
+            if part not in shown:
+                shown.add(part)
+                off = max((r.off for p, r in space.ranges.items() if p[:-1] == part), default=0.0)
+                absent = f"  (absent with probability {off:g}; its knobs then do not exist)" if off else ""
+                say("  " * depth + str(part[-1]) + absent)
+        text = str(spread).split("  (block")[0]
+        say("  " * len(path) + f"{path[-1]}: {text}")

@@ -1,0 +1,177 @@
+"""Reading a search: the best student, the arms, the table, and the export."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hksd import data as datasets
+from hksd import export as core
+from hksd import loop, models, weights
+from hksd.config import RunConfig, from_tree
+from hksd.data import DataSet
+from hksd.errors import UserError
+from hksd.export import Row
+from hksd.train import WEIGHTS_FILE
+from search.baselines import ARMS
+from search.searcher import Record, read_records
+from search.trial import folder as trial_folder
+
+FACTS_FILE, EXPORT_FOLDER = "search.json", "export"
+STATUSES = ("complete", "pruned", "failed", "rejected", "duplicate")
+
+
+@dataclass(frozen=True)
+class SearchFolder:
+    """A search on disk.
+
+    Attributes:
+        name: name of the search.
+        folder: its folder.
+        records: its trials.
+        facts: teacher, objectives and the like, written at the start and the end.
+    """
+
+    name: str
+    folder: Path
+    records: list[Record]
+    facts: dict[str, Any]
+
+    @property
+    def best(self) -> Record | None:
+        """The best trial: highest validation accuracy among full-length ones; then fewer parameters, then earlier."""
+        return best(self.records)
+
+    def arm(self, name: str) -> Record | None:
+        """The trial of an arm, however it stands."""
+        return next((record for record in self.records if record.arm == name), None)
+
+    def front(self) -> list[Record]:
+        """The trials that no other beats in every objective, by falling accuracy."""
+        return front(self.records, self.facts.get("minimize", []))
+
+    def rows(self, chosen: Record | None = None) -> list[Row]:
+        """The comparison: teacher, chosen (or best) student, arms."""
+        chosen, teacher = chosen or self.best, self.facts.get("teacher")
+        rows = []
+        if teacher:
+            rows.append(Row("teacher", teacher["model"], teacher["accuracy"], teacher["params"], teacher["mflops"]))
+        if chosen is not None:
+            rows.append(
+                _row(
+                    f"best student (trial {chosen.number})" if chosen == self.best else f"trial {chosen.number}", chosen
+                )
+            )
+        rows += [_row(f"arm: {name}", self.arm(name)) for name in ARMS]
+        return rows
+
+
+def best(records: Sequence[Record]) -> Record | None:
+    """See `SearchFolder.best`."""
+    complete = [r for r in records if r.status == "complete"]
+    return max(complete, key=lambda r: (r.val_accuracy or 0.0, -(r.params or 0), -r.number), default=None)
+
+
+def front(records: Sequence[Record], minimize: Sequence[str]) -> list[Record]:
+    """The full-length trials that no other dominates in accuracy and the sizes in `minimize`."""
+    complete = sorted((r for r in records if r.status == "complete"), key=lambda r: -(r.val_accuracy or 0.0))
+
+    def costs(r: Record) -> list[float]:
+        return [-(r.val_accuracy or 0.0), *(float(getattr(r, name)) for name in minimize)]
+
+    def dominated(r: Record) -> bool:
+        return any(
+            all(a <= b for a, b in zip(costs(o), costs(r), strict=True)) and costs(o) != costs(r) for o in complete
+        )
+
+    return [r for r in complete if not dominated(r)]
+
+
+def counts(records: Sequence[Record]) -> dict[str, int]:
+    """Number of trials by status, every status named."""
+    found: Counter[str] = Counter(record.status for record in records)
+    return {status: found.get(status, 0) for status in STATUSES}
+
+
+def _row(name: str, record: Record | None) -> Row:
+    if record is None or record.config is None:
+        return Row(name, "not trained yet", None, None, None)
+    config = from_tree(record.config)
+    accuracy = record.val_accuracy if record.status == "complete" else None
+    model = f"{config.student.model} w{config.student.width:g}"
+    return Row(
+        name,
+        model + ("" if record.status == "complete" else f" ({record.status})"),
+        accuracy,
+        record.params,
+        record.mflops,
+    )
+
+
+def open_search(runs: Path, name: str) -> SearchFolder:
+    """Open the search `name` below the folder `runs`.
+
+    Raises:
+        UserError: there is none; lists those there are.
+    """
+    where = runs / name
+    if not where.is_dir():
+        known = sorted(p.parent.name for p in runs.glob(f"*/{FACTS_FILE}"))
+        raise UserError(f"{where}: no such search" + (f" (there are: {', '.join(known)})" if known else ""))
+    try:
+        facts = json.loads((where / FACTS_FILE).read_text())
+    except FileNotFoundError:
+        facts = {}
+    except ValueError as error:
+        raise UserError(f"{where / FACTS_FILE}: damaged: {error}") from error
+    return SearchFolder(name, where, read_records(where), facts)
+
+
+def load_student(config: RunConfig, data: DataSet, file: Path) -> tuple[Any, dict[str, str]]:
+    """Build the student of `config` with the weights in `file`; returns it with the metadata of the file."""
+    student = models.build(
+        config.student.model,
+        width=config.student.width,
+        descriptor=config.student.descriptor_dim,
+        **loop.image_shape(data),
+    )
+    return student.eval(), weights.load_into(student, file)
+
+
+def export_trial(
+    search: SearchFolder, number: int | None = None, to: Path | None = None, data: DataSet | None = None
+) -> Path:
+    """Export a trial of a search, the best one by default, with the comparison on its card.
+
+    Returns:
+        The folder of the export.
+
+    Raises:
+        UserError: no such trial, or it has no finished student.
+    """
+    chosen = search.best
+    if number is not None:
+        chosen = next((r for r in search.records if r.number == number), None)
+        if chosen is None:
+            raise UserError(f"{search.name}: no trial {number} (0 to {len(search.records) - 1})")
+    if chosen is None:
+        raise UserError(f"{search.name}: no trial has run to the end yet, so there is nothing to export")
+    if chosen.status != "complete" or chosen.config is None:
+        raise UserError(
+            f"{search.name}: trial {chosen.number} is {chosen.status}; only complete trials can be exported"
+        )
+    config = from_tree(chosen.config)
+    data = data or datasets.load(config.data)
+    student, metadata = load_student(config, data, trial_folder(search.folder, chosen.number) / WEIGHTS_FILE)
+    tally = ", ".join(f"{count} {status}" for status, count in counts(search.records).items() if count)
+    origin = f"Trial {chosen.number} of the search `{search.name}` (trials: {tally})."
+    notes = ["The arms use the largest student within the limits and the middle of every range; they were not tuned."]
+    if chosen.arm:
+        notes.append(f'This student is the arm "{chosen.arm}": no drawn trial was better.')
+    where = to or search.folder / EXPORT_FOLDER
+    core.export(config, student, data, where, metadata=metadata, rows=search.rows(chosen), origin=origin, notes=notes)
+    return where

@@ -1,0 +1,375 @@
+"""A search from start to end: folder, data, teacher, trials, table, export; stopped cleanly, resumed."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import re
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from hksd import budget, loop
+from hksd import data as datasets
+from hksd import teacher as teachers
+from hksd.checkpoint import write_atomically
+from hksd.config import dump, flatten
+from hksd.data import DataSet
+from hksd.errors import RunError, UserError
+from hksd.export import Row
+from hksd.provenance import provenance
+from hksd.teacher import Teacher
+from search import ray_env, tracking
+from search.console import Display, relative
+from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search
+from search.searcher import Events, Ledger, Record
+from search.space import Space, check_feasible
+
+SPACE_FILE, TABLE_FILE = "space.yaml", "trials.csv"
+TEACHERS = "teachers"  # folder of cached teachers below the runs folder
+RESERVED = {TEACHERS, "mlflow-artifacts"}
+
+
+class InterruptedSearch(Exception):  # noqa: N818 - not an error: the user asked for it
+    """The user stopped the search; everything is saved. The text says how to resume."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search ends with.
+
+    Attributes:
+        name: name of the search.
+        trials: number of trials by status.
+        best: facts of the best trial.
+        arms: facts of the arms by name.
+        front: facts of the trials on the front, when there are several objectives.
+        rows: the comparison table.
+        wall_s: seconds since the start of this call.
+        device_s: seconds of training of all trials.
+        export: folder of the exported student.
+        tracking: store, experiment, records sent and unsent.
+    """
+
+    name: str
+    trials: dict[str, int]
+    best: dict[str, Any]
+    arms: dict[str, Any]
+    front: list[dict[str, Any]]
+    rows: list[Row]
+    wall_s: float
+    device_s: float
+    export: str
+    tracking: dict[str, Any]
+
+
+def new_name(space: Space) -> str:
+    """A fresh name: the space and the time."""
+    return f"{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def resolved(space: Space) -> str:
+    """The space as one YAML text, overrides included."""
+    tree = {**space.tree, "search": dump(space.search)}
+    return yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False, allow_unicode=True)
+
+
+def search(
+    space: Space,
+    *,
+    name: str,
+    runs: Path,
+    display: Display,
+    resume: bool = False,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+) -> Outcome:
+    """Run a search to its end.
+
+    Args:
+        space: what to search.
+        name: name of the search; its folder is `runs` / `name`.
+        runs: folder of all searches.
+        display: where progress is shown.
+        resume: continue the search of that name.
+        address: Ray cluster; None starts a private Ray here.
+        tracking_uri: MLflow store; None takes the SQLite file below `runs`.
+
+    Raises:
+        UserError: wrong space, name, data, folder or cluster.
+        RunError: teacher too weak, or no trial ran to its end.
+        InterruptedSearch: stopped by the user.
+    """
+    start = time.monotonic()
+    folder = _folder(space, runs, name, resume)
+    with _locked(folder), _interruptible(display) as interrupt:
+        _write(folder / SPACE_FILE, resolved(space))
+        data = datasets.load(space.middle({}).data)
+        shape = loop.image_shape(data)
+        largest = check_feasible(space, shape)
+        try:
+            teacher = teachers.prepare(
+                space.middle({}), data, cache_dir=(runs / TEACHERS).resolve(), on_progress=display.teacher
+            )
+        except KeyboardInterrupt:
+            raise InterruptedSearch(_how_to_resume(folder, name, runs)) from None
+        facts = _facts(space, name, data, shape, teacher)
+        _write(folder / FACTS_FILE, json.dumps(facts, indent=1))
+        display.line(_teacher_line(facts["teacher"], teacher))
+        uri = tracking_uri or tracking.default_uri(runs)
+        tracker = tracking.Tracker(uri, folder, name)
+        tracker.start_search(_parent_params(space, facts), resolved(space))
+        events = Events(
+            started=[tracker.start_trial, display.started],
+            reported=[tracker.epoch, display.reported],
+            ended=[tracker.end_trial, display.ended],
+        )
+        ledger = Ledger(space, folder.resolve(), shape, largest, events)
+        display.done = ledger.trained
+        interrupt.ledger = ledger
+        try:
+            _train(ledger, space, data, folder, runs, address)
+        except KeyboardInterrupt:
+            ledger.stopping = True
+        finally:
+            if ledger.live:
+                ledger.interrupt()
+            display.close()
+        found = open_search(runs, name)
+        _write(folder / TABLE_FILE, table_csv(found.records))
+        if ledger.stopping:
+            _finish_tracking(tracker, found, "KILLED", display)
+            raise InterruptedSearch(_how_to_resume(folder, name, runs))
+        return _conclude(found, tracker, uri, data, start, display, ledger)
+
+
+def _train(ledger: Ledger, space: Space, data: DataSet, folder: Path, runs: Path, address: str | None) -> None:
+    """Start Ray and train; Ray is imported only here, after its environment is set."""
+    ray_env.prepare(address)
+    from search import tuning
+
+    tuning.start_ray(address)
+    try:
+        epochs = int(space.tree["train"]["epochs"])
+        tuning.tune_trials(ledger, data, folder.resolve(), (runs / TEACHERS).resolve(), epochs)
+    finally:
+        tuning.stop_ray()
+
+
+def _conclude(
+    found: SearchFolder,
+    tracker: tracking.Tracker,
+    uri: str,
+    data: DataSet,
+    start: float,
+    display: Display,
+    ledger: Ledger,
+) -> Outcome:
+    best = found.best
+    if best is None:
+        reasons = sorted({r.reason for r in found.records if r.status == "failed" and r.reason})
+        _finish_tracking(tracker, found, "FAILED", display)
+        raise RunError(f"no trial ran to its end: {'; '.join(reasons) or 'all were stopped early'}")
+    where = export_trial(found, data=data)
+    if ledger.exhausted:
+        display.line("the space is exhausted: every further draw was outside the limits or had been trained already")
+    sent = _finish_tracking(tracker, found, "FINISHED", display, (where / "card.md").read_text())
+    return Outcome(
+        name=found.name,
+        trials=counts(found.records),
+        best=_public(best),
+        arms={r.arm: _public(r) for r in found.records if r.arm},
+        front=[_public(r) for r in found.front()] if found.facts["minimize"] else [],
+        rows=found.rows(),
+        wall_s=time.monotonic() - start,
+        device_s=sum(r.seconds for r in found.records),
+        export=str(where),
+        tracking={"uri": uri, "experiment": tracker.experiment_id, **dataclasses.asdict(sent)},
+    )
+
+
+def _public(record: Record) -> dict[str, Any]:
+    return {
+        "trial": record.number,
+        "status": record.status,
+        "val_accuracy": record.val_accuracy,
+        "params": record.params,
+        "mflops": record.mflops,
+        "config": record.config,
+    }
+
+
+def _folder(space: Space, runs: Path, name: str, resume: bool) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in RESERVED:
+        raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' (not {', '.join(sorted(RESERVED))})")
+    folder = runs / name
+    if resume:
+        if not (folder / SPACE_FILE).exists():
+            raise UserError(f"{folder}: no search to resume; leave --resume out to start one")
+        before, now = (yaml.safe_load(text) for text in ((folder / SPACE_FILE).read_text(), resolved(space)))
+        for tree in (before, now):
+            tree["search"]["trials"] = tree["search"]["concurrent"] = None
+        changed = [key for key in {*before, *now} if before.get(key) != now.get(key)]
+        if changed:
+            raise UserError(
+                f"{folder}: the space has changed since the search began (section {', '.join(sorted(changed))}); "
+                f"resume with {folder / SPACE_FILE}, or start a new search"
+            )
+    elif folder.exists():
+        raise UserError(
+            f"{folder} exists already: continue it with `hksd search {relative(folder / SPACE_FILE)} --name {name} "
+            "--resume`, or choose another --name"
+        )
+    return folder
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"{folder}: another process is running this search") from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Interrupt:
+    """Ctrl-C: once ends every trial after its epoch, twice stops now."""
+
+    def __init__(self, display: Display):
+        self.display = display
+        self.ledger: Ledger | None = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.ledger is None or self.ledger.stopping:
+            raise KeyboardInterrupt
+        self.ledger.stopping = True
+        self.display.line("stopping: each trial finishes its epoch and is saved (Ctrl-C again stops now)")
+
+
+@contextmanager
+def _interruptible(display: Display) -> Iterator[_Interrupt]:
+    handler = _Interrupt(display)
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield handler
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _how_to_resume(folder: Path, name: str, runs: Path) -> str:
+    place = "" if runs == Path("runs") else f" --runs {relative(runs)}"
+    return f"hksd search {relative(folder / SPACE_FILE)} --name {name}{place} --resume"
+
+
+def _facts(space: Space, name: str, data: DataSet, shape: Mapping[str, int], teacher: Teacher) -> dict[str, Any]:
+    settings = space.middle({}).teacher
+    assert settings is not None
+    size = budget.size(settings, **shape)
+    return {
+        "name": name,
+        "space": space.name,
+        "minimize": list(space.search.minimize),
+        "limits": dump(space.search.limits),
+        "epochs": space.tree["train"]["epochs"],
+        "data": {
+            "name": data.name,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "fingerprint": data.fingerprint,
+        },
+        "teacher": {
+            "model": settings.model,
+            "accuracy": teacher.accuracy,
+            "params": size.params,
+            "mflops": size.mflops,
+            "attention_accuracy": list(teacher.attention_accuracy),
+            "key": teacher.key,
+        },
+        "provenance": provenance(),
+    }
+
+
+def _teacher_line(facts: Mapping[str, Any], teacher: Teacher) -> str:
+    levels = ", ".join(f"{value:.2%}" for value in facts["attention_accuracy"])
+    return (
+        f"teacher {facts['model']}{' (cached)' if teacher.cached else ''}: validation {facts['accuracy']:.2%}, "
+        f"{facts['params']:,} parameters" + (f"; its squeezed vectors, level 1-3: {levels}" if levels else "")
+    )
+
+
+def _parent_params(space: Space, facts: Mapping[str, Any]) -> dict[str, str]:
+    data, teacher = facts["data"], facts["teacher"]
+    ranges = {".".join(map(str, path)): str(spread) for path, spread in space.ranges.items()}
+    return {
+        "space": space.name,
+        "data": data["name"],
+        "data.train": str(data["train"]),
+        "data.validation": str(data["validation"]),
+        "data.fingerprint": data["fingerprint"],
+        "teacher": teacher["model"],
+        "teacher.accuracy": str(teacher["accuracy"]),
+        **{f"search.{key}": json.dumps(value) for key, value in dump(space.search).items()},
+        **{f"range.{key}": value for key, value in ranges.items()},
+    }
+
+
+def _finish_tracking(
+    tracker: tracking.Tracker, found: SearchFolder, status: str, display: Display, card: str = ""
+) -> tracking.Outcome:
+    best = found.best
+    metrics = {f"trials/{key}": float(value) for key, value in counts(found.records).items()}
+    tags = {"hksd.status": {"FINISHED": "complete", "KILLED": "interrupted"}.get(status, "failed")}
+    if best is not None:
+        metrics |= {
+            "best/val_accuracy": best.val_accuracy or 0.0,
+            "best/params": float(best.params or 0),
+            "best/mflops": best.mflops or 0.0,
+        }
+        tags |= {"hksd.best": best.label}
+    texts = {TABLE_FILE: table_csv(found.records), **({"card.md": card} if card else {})}
+    tracker.end_search(status, metrics, tags, texts)
+    outcome = tracker.close()
+    if outcome.unsent:
+        display.line(
+            f"warning: {outcome.unsent} record(s) did not reach MLflow ({outcome.problem}); they are kept in "
+            f"{relative(found.folder / tracking.SPOOL_FILE)} and sent when the search is resumed"
+        )
+    return outcome
+
+
+def table_csv(records: list[Record]) -> str:
+    """All trials as CSV, one a line, with their configuration flattened."""
+    buffer = io.StringIO()
+    flats = [flatten(record.config or {}) for record in records]
+    keys = sorted({key for flat in flats for key in flat})
+    names = [f.name for f in dataclasses.fields(Record) if f.name != "config"]
+    writer = csv.writer(buffer)
+    writer.writerow([*names, *keys])
+    for record, flat in zip(records, flats, strict=True):
+        writer.writerow([*(getattr(record, name) for name in names), *(flat.get(key, "") for key in keys)])
+    return buffer.getvalue()

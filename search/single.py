@@ -1,0 +1,163 @@
+"""Commands on one run, without Ray: teacher, train, evaluate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hksd import budget, loop
+from hksd import data as datasets
+from hksd import evaluate as scoring
+from hksd import teacher as teachers
+from hksd import train as training
+from hksd.config import RunConfig, load
+from hksd.data.augment import Batches
+from hksd.errors import UserError
+from hksd.export import CONFIG_FILE as EXPORTED_CONFIG
+from hksd.loop import EpochReport
+from hksd.provenance import provenance
+from hksd.schema import read_yaml
+from search import space as spaces
+from search.console import Display, percent
+from search.results import load_student
+from search.run import TEACHERS
+
+if TYPE_CHECKING:
+    from search.cli import Output
+
+OPENINGS_FILE = "test-openings.jsonl"
+
+
+def load_run(name: str, overrides: list[str]) -> RunConfig:
+    """Load a run configuration by path, or by name among those that come with hksd."""
+    return load(spaces.find(name), overrides)
+
+
+def make_teacher(output: Output, name: str, overrides: list[str], runs: Path) -> None:
+    """See `hksd teacher`."""
+    path = spaces.find(name)
+    is_space = "search" in read_yaml(path).tree
+    config = spaces.load(name, overrides).middle({}) if is_space else load(path, overrides)
+    if config.teacher is None:
+        raise UserError(f"{path}: this run has no teacher section")
+    data = datasets.load(config.data)
+    display = Display(output.console, 0)
+    try:
+        made = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher)
+    finally:
+        display.close()
+    size = budget.size(config.teacher, **loop.image_shape(data))
+    facts = {
+        "model": config.teacher.model,
+        "val_accuracy": made.accuracy,
+        "attention_accuracy": made.attention_accuracy,
+        "params": size.params,
+        "mflops": size.mflops,
+        "key": made.key,
+        "cached": made.cached,
+        "folder": str(runs / TEACHERS / made.key),
+    }
+
+    def show(console: Any) -> None:
+        console.print(
+            f"{config.teacher.model if config.teacher else ''}: validation {percent(made.accuracy)}, "
+            f"{size.params:,} parameters, {size.mflops:.2f} MFLOPs (2 x MACs)"
+            f"{', from the cache' if made.cached else ''}",
+            highlight=False,
+        )
+        for level, accuracy in enumerate(made.attention_accuracy, 1):
+            console.print(f"squeezed vectors of level {level}: {percent(accuracy)} with a linear head", highlight=False)
+        console.print(f"kept in {facts['folder']}", highlight=False)
+
+    output.give(facts, show)
+
+
+def train_one(output: Output, name: str, overrides: list[str], out: Path | None, runs: Path) -> None:
+    """See `hksd train`."""
+    config = load_run(name, overrides)
+    data = datasets.load(config.data)
+    display = Display(output.console, 1)
+
+    def on_epoch(report: EpochReport) -> None:
+        display.line(
+            f"epoch {report.epoch}/{report.epochs}: validation {percent(report.val_accuracy)}, "
+            f"loss {report.train_loss:.4g} ({', '.join(f'{k} {v:.4g}' for k, v in report.terms.items())}), "
+            f"{report.images_per_s:,.0f} images/s"
+        )
+
+    teacher = None
+    try:
+        if any(term.teacher_needs for term in config.terms.active().values()):
+            teacher = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher)
+            display.line(
+                f"teacher {config.teacher.model if config.teacher else ''}: validation {percent(teacher.accuracy)}"
+            )
+        result = training.fit(config, data=data, teacher=teacher, out_dir=out, on_epoch=on_epoch)
+    finally:
+        display.close()
+    facts = training.summary(config, data, result)
+    facts |= {"provenance": provenance(), "out": str(out) if out else None}
+
+    def show(console: Any) -> None:
+        console.print(
+            f"validation accuracy {percent(result.val_accuracy)} after {len(result.history)} epochs "
+            f"({facts['params']:,} parameters, {facts['mflops']:.2f} MFLOPs, {result.seconds:.1f} s)",
+            highlight=False,
+        )
+        if out:
+            console.print(f"written to {out}", highlight=False)
+
+    output.give(facts, show)
+
+
+def evaluate_one(output: Output, target: str, split: str, overrides: list[str]) -> None:
+    """See `hksd evaluate`."""
+    if split not in ("val", "test"):
+        raise UserError(f"--split {split}: must be val or test")
+    path = Path(target)
+    folder = path if path.is_dir() else path.parent
+    named = [folder / name for name in (EXPORTED_CONFIG, training.CONFIG_FILE)]
+    config_file = path if path.is_file() else next((file for file in named if file.exists()), None)
+    if config_file is None:
+        raise UserError(f"{target}: expected a folder with {EXPORTED_CONFIG} or {training.CONFIG_FILE}, or such a file")
+    if not (folder / training.WEIGHTS_FILE).exists():
+        raise UserError(
+            f"{folder}: no {training.WEIGHTS_FILE} here; train with `hksd train {config_file} --out DIR` first"
+        )
+    config = load(config_file, overrides)
+    data = datasets.load(config.data)
+    student, _ = load_student(config, data, folder / training.WEIGHTS_FILE)
+    chosen = data.validation
+    if split == "test":
+        chosen = datasets.load_test(config.data)
+        _record_opening(folder)
+    device = loop.resolve_device("cpu")
+    batches = Batches(chosen, data, crop=0, flip=False, seed=0, device=device)
+    scores = scoring.score(*scoring.predict(student, batches.plain(loop.EVALUATION_BATCH)))
+    facts = {"split": split, **dataclasses.asdict(scores), "classes": data.classes}
+
+    def show(console: Any) -> None:
+        console.print(
+            f"{split}: accuracy {percent(scores.accuracy)} on {scores.count:,} images, "
+            f"NLL {scores.nll:.4f}, calibration error {scores.ece:.4f}",
+            highlight=False,
+        )
+        for name, accuracy in zip(data.classes, scores.per_class, strict=True):
+            console.print(f"  {name}: {percent(accuracy)}", highlight=False, markup=False)
+
+    output.give(facts, show)
+
+
+def _record_opening(folder: Path) -> None:
+    """Write down that the test split was opened: whoever reports its number can see how often that happened."""
+    line = json.dumps({"opened": datetime.now(timezone.utc).isoformat(timespec="seconds"), "by": "hksd evaluate"})
+    try:
+        with (folder / OPENINGS_FILE).open("a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{folder / OPENINGS_FILE}: the opening of the test split cannot be recorded: {error.strerror}"
+        ) from error

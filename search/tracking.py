@@ -1,0 +1,271 @@
+"""MLflow, in one place: parent run = search, child run = trial, one batch per epoch.
+
+Everything is written by one background thread of the driver, in order. The search never waits for it and never fails
+because of it: while the store cannot be written, records wait in memory and are tried again; what is still unsent at
+the end goes to a spool file in the folder of the search and is sent first when the search is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hksd.checkpoint import write_atomically
+from hksd.config import RunConfig, dump, flatten
+from hksd.errors import UserError
+from search.searcher import Assignment, Record
+
+EXPERIMENT = "hksd"
+PARENT = "search"
+SPOOL_FILE, RUNS_FILE = "tracking-spool.jsonl", "mlflow.json"
+RETRY_S, FLUSH_S = 2.0, 20.0
+BATCH_PARAMS = 100  # MLflow takes at most that many parameters in a batch
+STATUS = {"complete": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED", "failed": "FAILED"}
+log = logging.getLogger(__name__)
+
+
+def default_uri(runs: Path) -> str:
+    """The SQLite store of a runs folder; absolute, since MLflow reads relative ones from the working directory."""
+    return f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+
+
+def ui_command(uri: str) -> str:
+    """The command that shows a store in the browser, on loopback."""
+    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri}"
+
+
+def flat_params(config: RunConfig) -> dict[str, str]:
+    """The resolved configuration as flat parameters: ``terms.kd.weight`` -> ``0.9``."""
+    return {key: str(value) for key, value in flatten(dump(config)).items()}
+
+
+def epoch_metrics(report: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of an epoch (fields of `hksd.loop.EpochReport`) under their MLflow names."""
+    return {
+        "val/accuracy": report["val_accuracy"],
+        "val/loss": report["val_loss"],
+        "train/accuracy": report["train_accuracy"],
+        "train/loss": report["train_loss"],
+        "lr": report["lr"],
+        "images_per_s": report["images_per_s"],
+        "epoch_s": report["seconds"],
+        **{f"loss/{name}": value for name, value in report["terms"].items()},
+        **report["diagnostics"],
+    }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How tracking went: records that reached the store, and those left in the spool."""
+
+    sent: int
+    unsent: int
+    problem: str | None
+
+
+class Tracker:
+    """Writes a search to MLflow in the background.
+
+    Args:
+        uri: tracking store; None turns tracking off.
+        folder: folder of the search, for the spool and the ids of its runs.
+        name: name of the search.
+    """
+
+    def __init__(self, uri: str | None, folder: Path, name: str):
+        self.uri, self.folder, self.name = uri, folder, name
+        self.sent, self.problem = 0, None if uri else "off"
+        self.runs: dict[str, str] = {}
+        self.experiment_id: str | None = None
+        self._pending: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._unsent: list[dict[str, Any]] = []
+        self._client: Any = None
+        self._deadline = float("inf")
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        if uri is None:
+            return
+        known = folder / RUNS_FILE
+        if known.exists():
+            self.runs = json.loads(known.read_text())["runs"]
+        spool = folder / SPOOL_FILE
+        if spool.exists():
+            for line in spool.read_text().splitlines():
+                self._pending.put(json.loads(line))
+            spool.unlink()
+        self._thread.start()
+
+    def start_search(self, params: Mapping[str, str], space_yaml: str) -> None:
+        """Open (or reopen) the parent run with the facts of the search."""
+        self._put(
+            "start", PARENT, name=self.name, tags={"hksd.search": self.name, "hksd.kind": "search"}, params=params
+        )
+        self._put("text", PARENT, file="space.yaml", text=space_yaml)
+
+    def start_trial(self, assignment: Assignment) -> None:
+        """Open (or reopen) the child run of a trial."""
+        tags = {
+            "hksd.search": self.name,
+            "hksd.kind": "trial",
+            "hksd.arm": assignment.arm or "",
+            "hksd.status": "running",
+        }
+        metrics = {"params": float(assignment.size.params), "mflops": assignment.size.mflops}
+        self._put(
+            "start", str(assignment.number), name=assignment.label, tags=tags, params=flat_params(assignment.config)
+        )
+        self._put("metrics", str(assignment.number), metrics=metrics, step=0)
+
+    def epoch(self, number: int, report: Mapping[str, Any]) -> None:
+        """Log the report of an epoch as one batch."""
+        self._put("metrics", str(number), metrics=epoch_metrics(report), step=int(report["epoch"]))
+
+    def end_trial(self, record: Record) -> None:
+        """Close the child run of a trial with its status; refused draws have no run."""
+        if record.status in STATUS:
+            tags = {"hksd.status": record.status, **({"hksd.reason": record.reason[:5000]} if record.reason else {})}
+            self._put("end", str(record.number), status=STATUS[record.status], tags=tags)
+
+    def end_search(
+        self, status: str, metrics: Mapping[str, float], tags: Mapping[str, str], texts: Mapping[str, str]
+    ) -> None:
+        """Close the parent run with the final figures and files (name -> text)."""
+        for file, text in texts.items():
+            self._put("text", PARENT, file=file, text=text)
+        self._put("metrics", PARENT, metrics=metrics, step=0)
+        self._put("end", PARENT, status=status, tags=tags)
+
+    def close(self) -> Outcome:
+        """Send what is left, for a limited time, and spool the rest."""
+        if self.uri is None:
+            return Outcome(0, 0, None)
+        self._deadline = time.monotonic() + FLUSH_S
+        self._pending.put(None)
+        self._thread.join(FLUSH_S + 15)
+        if self._unsent:
+            lines = "".join(json.dumps(operation) + "\n" for operation in self._unsent)
+            try:
+                write_atomically(self.folder / SPOOL_FILE, lines.encode())
+            except OSError as error:
+                self.problem = f"{self.problem}; and the spool cannot be written: {error.strerror}"
+        return Outcome(self.sent, len(self._unsent), self.problem if self._unsent else None)
+
+    def _put(self, kind: str, run: str, **fields: Any) -> None:
+        if self.uri is not None:
+            self._pending.put({"kind": kind, "run": run, "time": int(time.time() * 1000), **fields})
+
+    def _work(self) -> None:
+        while (operation := self._pending.get()) is not None:
+            if self._unsent or not self._deliver(operation):
+                self._unsent.append(operation)  # records stay in order: after one fails for good, all are spooled
+
+    def _deliver(self, operation: dict[str, Any]) -> bool:
+        """Send one record, trying again until it is taken or time is up."""
+        while True:
+            try:
+                self._client = self._client or self._connect()
+                self._send(self._client, operation)
+                self.sent += 1
+                return True
+            except Exception as error:  # the store is another program's: whatever it raises, training goes on
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+                    log.warning("MLflow refuses a record of run %s for good: %s", operation["run"], reason)
+                    return True
+                if self.problem != reason:
+                    self.problem = reason
+                    log.warning("MLflow cannot be written, records are kept and tried again: %s", reason)
+                if time.monotonic() > self._deadline:
+                    return False
+                time.sleep(RETRY_S)
+
+    def _connect(self) -> Any:
+        _quiet_environment()
+        from mlflow.tracking import MlflowClient
+
+        assert self.uri is not None
+        client = MlflowClient(tracking_uri=self.uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is not None:
+            self.experiment_id = experiment.experiment_id
+        else:
+            artifacts = None
+            if self.uri.startswith("sqlite:"):
+                artifacts = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()
+            self.experiment_id = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        return client
+
+    def _send(self, client: Any, operation: dict[str, Any]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        run, at = self.runs.get(operation["run"]), operation["time"]
+        if operation["kind"] == "start":
+            if run is None:
+                tags = (
+                    operation["tags"] | {"mlflow.parentRunId": self.runs[PARENT]}
+                    if operation["run"] != PARENT
+                    else operation["tags"]
+                )
+                created = client.create_run(self.experiment_id, start_time=at, tags=tags, run_name=operation["name"])
+                run = self.runs[operation["run"]] = created.info.run_id
+                facts = {"uri": self.uri, "experiment": self.experiment_id, "runs": self.runs}
+                write_atomically(self.folder / RUNS_FILE, json.dumps(facts).encode())
+            else:
+                client.update_run(run, status="RUNNING")
+                for key, value in operation["tags"].items():
+                    client.set_tag(run, key, value)
+            params = [Param(key, value[:6000]) for key, value in operation["params"].items()]
+            for start in range(0, len(params), BATCH_PARAMS):
+                client.log_batch(run, params=params[start : start + BATCH_PARAMS])
+        elif operation["kind"] == "metrics":
+            step = operation["step"]
+            client.log_batch(run, metrics=[Metric(k, float(v), at, step) for k, v in operation["metrics"].items()])
+        elif operation["kind"] == "text":
+            client.log_text(run, operation["text"], operation["file"])
+        else:
+            client.log_batch(run, tags=[RunTag(key, value) for key, value in operation["tags"].items()])
+            client.set_terminated(run, operation["status"], end_time=at)
+
+
+def _quiet_environment() -> None:
+    """Fail fast and keep quiet: our own loop retries, and nothing is sent to anybody else."""
+    for name, value in {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def check(uri: str) -> str:
+    """Connect to a store and say what is there.
+
+    Raises:
+        UserError: it cannot be reached, with the reason.
+    """
+    _quiet_environment()
+    try:
+        from mlflow.tracking import MlflowClient
+
+        count = len(MlflowClient(tracking_uri=uri).search_experiments(max_results=100))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"MLflow store {_without_password(uri)} cannot be used: {reason}") from error
+    return f"{_without_password(uri)}: {count} experiment(s)"
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
