@@ -149,15 +149,14 @@ def find(name: str) -> Path:
     Raises:
         UserError: there is none; lists the known names.
     """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        if not path.is_file():
-            raise UserError(f"{name}: no such file")
+    known, path = shipped(), Path(name)
+    if name in known:  # names come first: a folder of that name may stand in the working directory
+        return known[name]
+    if path.is_file():
         return path
-    known = shipped()
-    if name not in known:
-        raise UserError(unknown("space", name, known) + ", or a path to a .yaml file")
-    return known[name]
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise UserError(f"{name}: no such file")
+    raise UserError(unknown("space", name, known) + ", or a path to a .yaml file")
 
 
 def shipped() -> dict[str, Path]:
