@@ -88,6 +88,11 @@ class Display:
             )
             self.progress.start()
 
+    def take_over(self, records: Sequence[Record]) -> None:
+        """Count the trials of a search that is resumed."""
+        self.done = sum(r.status in ("complete", "pruned", "failed") for r in records)
+        self.best = max((r.val_accuracy or 0.0 for r in records if r.status == "complete"), default=None)
+
     def line(self, text: str) -> None:
         """Print a line (above the bars)."""
         self.last_line = time.monotonic()

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -117,13 +118,16 @@ def search(
         data = datasets.load(space.middle({}).data)
         shape = loop.image_shape(data)
         largest = check_feasible(space, shape)
+        how_to_resume = _how_to_resume(folder, name, runs, address, tracking_uri)
         try:
             teacher = teachers.prepare(
                 space.middle({}), data, cache_dir=(runs / TEACHERS).resolve(), on_progress=display.teacher
             )
         except KeyboardInterrupt:
-            raise InterruptedSearch(_how_to_resume(folder, name, runs)) from None
+            raise InterruptedSearch(how_to_resume) from None
         facts = _facts(space, name, data, shape, teacher)
+        if resume:
+            facts["space"] = open_search(runs, name).facts.get("space", facts["space"])
         _write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         display.line(_teacher_line(facts["teacher"], teacher))
         uri = tracking_uri or tracking.default_uri(runs)
@@ -135,7 +139,7 @@ def search(
             ended=[tracker.end_trial, display.ended],
         )
         ledger = Ledger(space, folder.resolve(), shape, largest, events)
-        display.done = ledger.trained
+        display.take_over(ledger.records())
         interrupt.ledger = ledger
         try:
             _train(ledger, space, data, folder, runs, address)
@@ -149,7 +153,7 @@ def search(
         _write(folder / TABLE_FILE, table_csv(found.records))
         if ledger.stopping:
             _finish_tracking(tracker, found, "KILLED", display)
-            raise InterruptedSearch(_how_to_resume(folder, name, runs))
+            raise InterruptedSearch(how_to_resume)
         return _conclude(found, tracker, uri, data, start, display, ledger)
 
 
@@ -281,9 +285,12 @@ def _interruptible(display: Display) -> Iterator[_Interrupt]:
             signal.signal(number, old)
 
 
-def _how_to_resume(folder: Path, name: str, runs: Path) -> str:
-    place = "" if runs == Path("runs") else f" --runs {relative(runs)}"
-    return f"hksd search {relative(folder / SPACE_FILE)} --name {name}{place} --resume"
+def _how_to_resume(folder: Path, name: str, runs: Path, address: str | None, uri: str | None) -> str:
+    words = ["hksd", "search", relative(folder / SPACE_FILE), "--name", name]
+    words += [] if runs == Path("runs") else ["--runs", relative(runs)]
+    words += ["--address", address] if address else []
+    words += ["--tracking-uri", uri] if uri and "@" not in uri else []  # a password does not belong on the screen
+    return shlex.join([*words, "--resume"])
 
 
 def _facts(space: Space, name: str, data: DataSet, shape: Mapping[str, int], teacher: Teacher) -> dict[str, Any]:

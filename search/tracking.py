@@ -85,6 +85,7 @@ class Tracker:
         self.uri, self.folder, self.name = uri, folder, name
         self.sent, self.problem = 0, None if uri else "off"
         self.runs: dict[str, str] = {}
+        self.earlier: frozenset[str] = frozenset()  # runs opened before a resume; MLflow forbids to change their params
         self.experiment_id: str | None = None
         self._pending: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._unsent: list[dict[str, Any]] = []
@@ -96,6 +97,7 @@ class Tracker:
         known = folder / RUNS_FILE
         if known.exists():
             self.runs = json.loads(known.read_text())["runs"]
+            self.earlier = frozenset(self.runs)
         spool = folder / SPOOL_FILE
         if spool.exists():
             for line in spool.read_text().splitlines():
@@ -222,7 +224,8 @@ class Tracker:
                 client.update_run(run, status="RUNNING")
                 for key, value in operation["tags"].items():
                     client.set_tag(run, key, value)
-            params = [Param(key, value[:6000]) for key, value in operation["params"].items()]
+            new = operation["run"] not in self.earlier
+            params = [Param(key, value[:6000]) for key, value in operation["params"].items() if new]
             for start in range(0, len(params), BATCH_PARAMS):
                 client.log_batch(run, params=params[start : start + BATCH_PARAMS])
         elif operation["kind"] == "metrics":

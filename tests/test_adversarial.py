@@ -260,21 +260,6 @@ def test_the_discriminators_category_loss_raises_the_right_class_for_teachers_an
     assert (category.argmax(1) == target.repeat(2)).all()
 
 
-def test_playing_the_category_game_alone_teaches_the_student_the_classes() -> None:
-    torch.manual_seed(0)
-    term, target = build(lr=1e-2, confusion=0.9), torch.arange(50) % CLASSES
-    one_hot = nn.functional.one_hot(target, CLASSES).float()
-    free = (0.1 * torch.randn(50, CLASSES)).requires_grad_()
-    optimizer = torch.optim.Adam([free], lr=0.05)
-    for _ in range(200):
-        student = Out(free, torch.zeros(1))
-        term.own_step(student, Out(5 * one_hot, torch.zeros(1)), target)
-        optimizer.zero_grad()
-        term(student, Out(5 * one_hot, torch.zeros(1)), target).backward()
-        optimizer.step()
-    assert (free.argmax(1) == target).float().mean() > 0.9
-
-
 # --- the discriminator's regularisation
 
 

@@ -121,7 +121,7 @@ def test_the_term_works_on_half_precision_taps_under_autocast(
         value = case.value()
     value.backward()
     assert value.isfinite()
-    assert half.logits.grad is not None or half.embedding.grad is not None
+    assert any(tensor.grad is not None for tensor in leaves(half))
 
 
 @every_form
@@ -276,9 +276,14 @@ def test_nothing_piles_up_over_50_steps(name: str, knobs: dict[str, Any], make_t
         alive = [item for item in gc.get_objects() if type(item) in (Tensor, torch.nn.Parameter)]
         return len(alive), sum(item.nbytes for item in alive)
 
-    steps(2)
-    before = steps(3)
-    assert steps(50) == before
+    case.own_step()
+    case.value().backward()
+    gc.collect()
+    gc.freeze()  # what was there before is not looked at again, which makes looking quick
+    try:
+        assert steps(50) == steps(3)
+    finally:
+        gc.unfreeze()
 
 
 @every_term
