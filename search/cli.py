@@ -159,7 +159,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search, log every trial in MLflow, export the best student."""
-    from search import console, results, run, tracking
+    from search import console, run, tracking
     from search import space as spaces
 
     output = Output(as_json)
@@ -192,21 +192,12 @@ def search(
                 f"front of {len(outcome.front)}: trials {', '.join(str(r['trial']) for r in outcome.front)}; "
                 f"export another with `hksd export {outcome.name} --trial N`"
             )
-        out.print(
-            f"compare the trials: {console.program('mlflow')} {tracking.ui_command(outcome.tracking['uri'])[7:]}"
-            if outcome.tracking["uri"].startswith("sqlite:")
-            else f"compare the trials at {outcome.tracking['uri']}"
-        )
-        if outcome.tracking["experiment"]:
-            out.print(
-                f"then open http://127.0.0.1:5000/#/experiments/{outcome.tracking['experiment']}"
-                "/runs?workflowType=machine_learning",
-                highlight=False,
-            )
+        seen = outcome.tracking
+        for line in tracking.how_to_look(seen["uri"], console.program("mlflow"), seen["experiment"]):
+            out.print(line, highlight=False)
 
     keys = ("name", "trials", "best", "arms", "front", "wall_s", "device_s", "export", "tracking")
     output.give({key: getattr(outcome, key) for key in keys}, show)
-    del results
 
 
 @app.command(epilog="Example: `hksd status first`")

@@ -92,7 +92,7 @@ def _storage(runs: Path) -> str:
 
 
 def _mlflow(runs: Path, uri: str | None) -> str:
-    return tracking.check(uri or tracking.default_uri(runs))
+    return tracking.check(tracking.store(uri, runs))
 
 
 def _ray() -> str:

@@ -12,7 +12,7 @@ SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study and MLflow have it all
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the old reporter is silent, the new one still prints a banner
     "TUNE_MAX_PENDING_TRIALS_PG": "1",  # a draw made ahead of its time knows less
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; leaves CUDA_VISIBLE_DEVICES alone on CPU trials
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial without a GPU of its own must not see one
 }
 
 

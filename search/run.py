@@ -130,7 +130,7 @@ def search(
             facts["space"] = open_search(runs, name).facts.get("space", facts["space"])
         _write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         display.line(_teacher_line(facts["teacher"], teacher))
-        uri = tracking_uri or tracking.default_uri(runs)
+        uri = tracking.store(tracking_uri, runs)
         tracker = tracking.Tracker(uri, folder, name)
         tracker.start_search(_parent_params(space, facts), resolved(space))
         events = Events(

@@ -205,6 +205,7 @@ def parse(document: Document, name: str) -> Space:
     search, faults = check(SearchConfig, document.tree["search"])
     problems += [replace(fault, path=("search", *fault.path)) for fault in faults]
     problems += _misplaced(found)
+    problems += _too_many_threads(tree, search) if search is not None else []
     blamed = {problem.path for problem in problems}
     first = _resolve(tree, (), lambda path: found[path].values[0], found)
     _, faults = check(RunConfig, first)
@@ -245,6 +246,17 @@ def _collect(kind: Any, node: Any, path: Path_, found: dict[Path_, Range]) -> It
         yield from problems
         if spread is not None:
             found[where] = spread
+
+
+def _too_many_threads(tree: Mapping[str, Any], search: SearchConfig) -> Iterator[Problem]:
+    """A trial with more threads than cores of its own would slow its neighbours down (measured: by more than half)."""
+    train = tree.get("train")
+    threads = train.get("threads", 1) if isinstance(train, Mapping) else 1
+    if isinstance(threads, int) and threads > search.resources.cpu:
+        yield Problem(
+            ("train", "threads"),
+            f"{threads} threads, but a trial has search.resources.cpu = {search.resources.cpu}; make them equal",
+        )
 
 
 def _misplaced(found: Mapping[Path_, Range]) -> Iterator[Problem]:

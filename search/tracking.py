@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hksd.checkpoint import write_atomically
-from hksd.config import RunConfig, dump, flatten
+from hksd.config import RunConfig, config_hash, dump, flatten
 from hksd.errors import UserError
 from search.searcher import Assignment, Record
 
@@ -33,14 +33,27 @@ STATUS = {"complete": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED", "
 log = logging.getLogger(__name__)
 
 
-def default_uri(runs: Path) -> str:
-    """The SQLite store of a runs folder; absolute, since MLflow reads relative ones from the working directory."""
-    return f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+SQLITE = "sqlite:///"
 
 
-def ui_command(uri: str) -> str:
-    """The command that shows a store in the browser, on loopback."""
-    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri}"
+def store(uri: str | None, runs: Path) -> str:
+    """The tracking store: `uri`, else a SQLite file below `runs`. SQLite paths are made absolute for MLflow."""
+    uri = uri or f"{SQLITE}{runs / 'mlflow.db'}"
+    return SQLITE + str(Path(uri.removeprefix(SQLITE)).resolve()) if uri.startswith(SQLITE) else uri
+
+
+def how_to_look(uri: str, mlflow: str, experiment: str | None) -> list[str]:
+    """What to type and open to see a store in the browser, on loopback.
+
+    Args:
+        uri: the store.
+        mlflow: how to call the mlflow program.
+        experiment: id of the experiment, when it is known.
+    """
+    page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning" if experiment else ""
+    if uri.startswith(SQLITE):
+        return [f"compare the trials: {mlflow} ui --backend-store-uri {uri}", f"then open http://127.0.0.1:5000{page}"]
+    return [f"compare the trials: open {_without_password(uri)}{page}"]
 
 
 def flat_params(config: RunConfig) -> dict[str, str]:
@@ -119,6 +132,7 @@ class Tracker:
             "hksd.kind": "trial",
             "hksd.arm": assignment.arm or "",
             "hksd.status": "running",
+            "hksd.config_hash": config_hash(assignment.config),
         }
         metrics = {"params": float(assignment.size.params), "mflops": assignment.size.mflops}
         self._put(
@@ -200,8 +214,8 @@ class Tracker:
             self.experiment_id = experiment.experiment_id
         else:
             artifacts = None
-            if self.uri.startswith("sqlite:"):
-                artifacts = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()
+            if self.uri.startswith(SQLITE):
+                artifacts = (Path(self.uri.removeprefix(SQLITE)).parent / "mlflow-artifacts").as_uri()
             self.experiment_id = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
         return client
 
