@@ -22,6 +22,7 @@ from rich.logging import RichHandler
 from hksd.errors import RunError, UserError
 
 OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+PIPED_WIDTH = 120  # columns of tables where there is no terminal to ask
 
 app = typer.Typer(
     name="hksd",
@@ -47,7 +48,8 @@ class Output:
 
     def __init__(self, as_json: bool):
         self.as_json = as_json
-        self.console = Console(stderr=as_json, soft_wrap=True)
+        piped = not (sys.stderr if as_json else sys.stdout).isatty()
+        self.console = Console(stderr=as_json, soft_wrap=True, width=PIPED_WIDTH if piped else None)
         handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
         logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
 

@@ -26,10 +26,10 @@ def percent(value: float | None) -> str:
 
 def comparison(rows: Sequence[Row]) -> Table:
     """The table that ends a search: teacher, best student, arms."""
-    table = Table(title="validation accuracy, one seed")
+    table = Table(caption="accuracy on the validation split, one seed; MFLOPs are 2 x MACs of one image")
     for column in ("network", "model"):
         table.add_column(column)
-    for column in ("accuracy", "parameters", "MFLOPs (2 x MACs)"):
+    for column in ("accuracy", "parameters", "MFLOPs"):
         table.add_column(column, justify="right")
     for row in rows:
         size = "-" if row.params is None else f"{row.params:,}"
