@@ -7,6 +7,7 @@ Resume rules, in order:
 4. Batch order and views are functions of (seed, epoch); the state of torch's generator is restored. On the CPU a
    resumed run therefore ends with bit-identical weights.
 5. A run whose last epoch is checkpointed is not trained again.
+6. On a resume the last finished epoch is reported again, since the process may have died between checkpoint and report.
 """
 
 from __future__ import annotations
@@ -234,14 +235,13 @@ class _Loop:
         )
 
     def train(self, on_epoch: OnEpoch | None) -> Result:
-        epochs, resumed_at, stopped = self.config.train.epochs, len(self.history), False
-        for epoch in range(resumed_at, epochs):
-            report = self.epoch(epoch)
-            self.history.append(report)
+        epochs, resumed_at = self.config.train.epochs, len(self.history)
+        tell = on_epoch or (lambda _: None)
+        stopped = resumed_at > 0 and tell(self.history[-1]) == "stop" and resumed_at < epochs
+        while len(self.history) < epochs and not stopped:
+            self.history.append(self.epoch(len(self.history)))
             self.save()
-            if on_epoch is not None and on_epoch(report) == "stop" and epoch + 1 < epochs:
-                stopped = True
-                break
+            stopped = tell(self.history[-1]) == "stop" and len(self.history) < epochs
         return Result(
             self.student.cpu().eval(),
             tuple(self.history),

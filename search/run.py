@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from hksd.checkpoint import write_atomically
 from hksd.config import dump, flatten
 from hksd.data import DataSet
 from hksd.errors import RunError, UserError
-from hksd.export import Row
+from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
 from search import ray_env, tracking
@@ -113,19 +113,18 @@ def search(
     """
     start = time.monotonic()
     folder = _folder(space, runs, name, resume)
+    data = datasets.load(space.middle({}).data)  # faults of data and limits come before anything is written
+    largest = check_feasible(space, loop.image_shape(data))
+    how_to_resume = _how_to_resume(folder, name, runs, address, tracking_uri)
     with _locked(folder), _interruptible(display) as interrupt:
         _write(folder / SPACE_FILE, resolved(space))
-        data = datasets.load(space.middle({}).data)
-        shape = loop.image_shape(data)
-        largest = check_feasible(space, shape)
-        how_to_resume = _how_to_resume(folder, name, runs, address, tracking_uri)
         try:
             teacher = teachers.prepare(
                 space.middle({}), data, cache_dir=(runs / TEACHERS).resolve(), on_progress=display.teacher
             )
         except KeyboardInterrupt:
             raise InterruptedSearch(how_to_resume) from None
-        facts = _facts(space, name, data, shape, teacher)
+        facts = _facts(space, name, data, teacher)
         if resume:
             facts["space"] = open_search(runs, name).facts.get("space", facts["space"])
         _write(folder / FACTS_FILE, json.dumps(facts, indent=1))
@@ -138,67 +137,61 @@ def search(
             reported=[tracker.epoch, display.reported],
             ended=[tracker.end_trial, display.ended],
         )
-        ledger = Ledger(space, folder.resolve(), shape, largest, events)
+        ledger = Ledger(space, folder.resolve(), loop.image_shape(data), largest, events)
         display.take_over(ledger.records())
         interrupt.ledger = ledger
+        status = "FAILED"
         try:
-            _train(ledger, space, data, folder, runs, address)
+            _train(ledger, data, folder, runs, address)
+            status = "FINISHED"
         except KeyboardInterrupt:
             ledger.stopping = True
         finally:
             if ledger.live:
                 ledger.interrupt()
             display.close()
-        found = open_search(runs, name)
-        _write(folder / TABLE_FILE, table_csv(found.records))
+            found = open_search(runs, name)
+            _write(folder / TABLE_FILE, table_csv(found.records))
+            status = "KILLED" if ledger.stopping else "FAILED" if found.best is None else status
+            where = export_trial(found, data=data) if status == "FINISHED" else None
+            sent = _finish_tracking(tracker, found, status, display, where)
         if ledger.stopping:
-            _finish_tracking(tracker, found, "KILLED", display)
             raise InterruptedSearch(how_to_resume)
-        return _conclude(found, tracker, uri, data, start, display, ledger)
+        if where is None:
+            reasons = sorted({r.reason for r in found.records if r.status == "failed" and r.reason})
+            raise RunError(f"no trial ran to its end: {'; '.join(reasons) or 'all were stopped early'}")
+        if ledger.exhausted:
+            display.line("the space is exhausted: every further draw was outside the limits or trained already")
+        return _outcome(found, start, where, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
 
 
-def _train(ledger: Ledger, space: Space, data: DataSet, folder: Path, runs: Path, address: str | None) -> None:
+def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str | None) -> None:
     """Start Ray and train; Ray is imported only here, after its environment is set."""
     ray_env.prepare(address)
     from search import tuning
 
     tuning.start_ray(address)
     try:
-        epochs = int(space.tree["train"]["epochs"])
+        epochs = int(ledger.space.tree["train"]["epochs"])
         tuning.tune_trials(ledger, data, folder.resolve(), (runs / TEACHERS).resolve(), epochs)
     finally:
         tuning.stop_ray()
 
 
-def _conclude(
-    found: SearchFolder,
-    tracker: tracking.Tracker,
-    uri: str,
-    data: DataSet,
-    start: float,
-    display: Display,
-    ledger: Ledger,
-) -> Outcome:
+def _outcome(found: SearchFolder, start: float, where: Path, seen: dict[str, Any]) -> Outcome:
     best = found.best
-    if best is None:
-        reasons = sorted({r.reason for r in found.records if r.status == "failed" and r.reason})
-        _finish_tracking(tracker, found, "FAILED", display)
-        raise RunError(f"no trial ran to its end: {'; '.join(reasons) or 'all were stopped early'}")
-    where = export_trial(found, data=data)
-    if ledger.exhausted:
-        display.line("the space is exhausted: every further draw was outside the limits or had been trained already")
-    sent = _finish_tracking(tracker, found, "FINISHED", display, (where / "card.md").read_text())
+    assert best is not None
     return Outcome(
         name=found.name,
         trials=counts(found.records),
         best=_public(best),
-        arms={r.arm: _public(r) for r in found.records if r.arm},
-        front=[_public(r) for r in found.front()] if found.facts["minimize"] else [],
+        arms={record.arm: _public(record) for record in found.records if record.arm},
+        front=[_public(record) for record in found.front()] if found.facts["minimize"] else [],
         rows=found.rows(),
         wall_s=time.monotonic() - start,
-        device_s=sum(r.seconds for r in found.records),
+        device_s=sum(record.seconds for record in found.records),
         export=str(where),
-        tracking={"uri": uri, "experiment": tracker.experiment_id, **dataclasses.asdict(sent)},
+        tracking=seen,
     )
 
 
@@ -293,10 +286,10 @@ def _how_to_resume(folder: Path, name: str, runs: Path, address: str | None, uri
     return shlex.join([*words, "--resume"])
 
 
-def _facts(space: Space, name: str, data: DataSet, shape: Mapping[str, int], teacher: Teacher) -> dict[str, Any]:
+def _facts(space: Space, name: str, data: DataSet, teacher: Teacher) -> dict[str, Any]:
     settings = space.middle({}).teacher
     assert settings is not None
-    size = budget.size(settings, **shape)
+    size = budget.size(settings, **loop.image_shape(data))
     return {
         "name": name,
         "space": space.name,
@@ -346,8 +339,9 @@ def _parent_params(space: Space, facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _finish_tracking(
-    tracker: tracking.Tracker, found: SearchFolder, status: str, display: Display, card: str = ""
+    tracker: tracking.Tracker, found: SearchFolder, status: str, display: Display, export: Path | None
 ) -> tracking.Outcome:
+    """Close the parent run with figures, table and card; say when records could not be delivered."""
     best = found.best
     metrics = {f"trials/{key}": float(value) for key, value in counts(found.records).items()}
     tags = {"hksd.status": {"FINISHED": "complete", "KILLED": "interrupted"}.get(status, "failed")}
@@ -358,7 +352,9 @@ def _finish_tracking(
             "best/mflops": best.mflops or 0.0,
         }
         tags |= {"hksd.best": best.label}
-    texts = {TABLE_FILE: table_csv(found.records), **({"card.md": card} if card else {})}
+    texts = {TABLE_FILE: table_csv(found.records)}
+    if export is not None:
+        texts["card.md"] = (export / CARD_FILE).read_text()
     tracker.end_search(status, metrics, tags, texts)
     outcome = tracker.close()
     if outcome.unsent:

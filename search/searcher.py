@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hksd import budget
 from hksd.config import RunConfig, StudentConfig, config_hash, dump, from_tree
-from hksd.errors import UserError
+from hksd.errors import ConfigError, UserError
 from search.baselines import arms
 from search.space import Space, within
 
@@ -188,13 +188,21 @@ class Ledger:
             else:
                 given = {t.user_attrs["facts"]["arm"] for t in self._trials() if "facts" in t.user_attrs}
                 arm = next((name for name in self.arms if name not in given), None)
-                config = self.arms[arm] if arm else self.space.draw(trial)
-                assignment = self._admit(trial, config, arm, resumed=False)
+                assignment = self._draw(trial, arm)
             if assignment is not None:
                 return assignment
         self.exhausted = True
         log.warning("%d draws in a row were refused: the space holds nothing new within the limits", PATIENCE)
         return None
+
+    def _draw(self, trial: optuna.Trial, arm: str | None) -> Assignment | None:
+        """Take in an arm, or a draw; a draw that makes no valid run (every term absent, say) is refused."""
+        try:
+            config = self.arms[arm] if arm else self.space.draw(trial)
+        except ConfigError as error:
+            self._refuse(trial, "rejected", "; ".join(str(problem) for problem in error.problems))
+            return None
+        return self._admit(trial, config, arm, resumed=False)
 
     def _admit(self, trial: optuna.Trial, config: RunConfig, arm: str | None, resumed: bool) -> Assignment | None:
         """Take a draw in, or refuse it with its reason."""

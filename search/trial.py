@@ -51,9 +51,7 @@ def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_d
 
     try:
         config = from_tree(json.loads(assignment["config"]))
-        result = fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch)
-        if epoch == 0:  # everything was in the checkpoint already: the search still has to hear of it
-            on_epoch(result.history[-1])
+        fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch)
     except Exception as error:  # whatever a trial meets, the search goes on
         out.mkdir(parents=True, exist_ok=True)
         (out / FAULT_FILE).write_text(traceback.format_exc())

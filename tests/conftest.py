@@ -50,7 +50,9 @@ def make_data() -> Callable[..., DataSet]:
         second = _split(images, bunch.target, slice(start + train, start + train + validation))
         pixels = first.images / 255
         digest = hashlib.sha256(first.images.tobytes() + second.images.tobytes()).hexdigest()[:16]
-        return DataSet("digits", tuple("0123456789"), first, second, (float(pixels.mean()),), (float(pixels.std()),), digest)
+        return DataSet(
+            "digits", tuple("0123456789"), first, second, (float(pixels.mean()),), (float(pixels.std()),), digest
+        )
 
     return make
 
@@ -75,10 +77,13 @@ def make_tree() -> Callable[..., dict[str, Any]]:
     Sections are merged into the small defaults; `terms` is taken as it is; a section given as None is left out.
     """
 
-    def make(terms: Mapping[str, Any] | None = None, seed: int = 0, **sections: Mapping[str, Any] | None) -> dict[str, Any]:
+    def make(
+        terms: Mapping[str, Any] | None = None, seed: int = 0, **sections: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
         tree: dict[str, Any] = {
             name: {**defaults, **(sections.get(name) or {})}
-            for name, defaults in BASE.items() if sections.get(name, {}) is not None
+            for name, defaults in BASE.items()
+            if sections.get(name, {}) is not None
         }
         tree["terms"] = {"ce": {}} if terms is None else {name: dict(term) for name, term in terms.items()}
         return {**tree, "seed": seed}
@@ -106,8 +111,14 @@ def make_taps() -> Callable[..., tuple[TapShapes, Out]]:
     """
 
     def make(
-        channels: Sequence[int] = (4, 8, 12), blocks: int = 2, size: int = 8, batch: int = 3, embedding: int = 6,
-        classes: int = 5, seed: int = 0, dtype: torch.dtype = torch.float32,
+        channels: Sequence[int] = (4, 8, 12),
+        blocks: int = 2,
+        size: int = 8,
+        batch: int = 3,
+        embedding: int = 6,
+        classes: int = 5,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
     ) -> tuple[TapShapes, Out]:
         draw = torch.Generator().manual_seed(seed)
 
@@ -128,11 +139,17 @@ def make_taps() -> Callable[..., tuple[TapShapes, Out]]:
 def child() -> Callable[..., subprocess.Popen[str]]:
     """child(code, *arguments, cwd=..): a Python process that can import what this one can; the caller waits for it."""
 
-    def start(code: str, *arguments: object, cwd: Path | None = None, flags: Sequence[str] = ()) -> subprocess.Popen[str]:
+    def start(
+        code: str, *arguments: object, cwd: Path | None = None, flags: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
-            [sys.executable, *flags, "-c", code, *map(str, arguments)], cwd=cwd, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, *flags, "-c", code, *map(str, arguments)],
+            cwd=cwd,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
 
     return start

@@ -60,12 +60,19 @@ class TinyStudent(nn.Module):
 
 IMAGES = torch.randn(4, 6, generator=torch.Generator().manual_seed(3))
 GAMES = [{"loss": loss, "optimizer": optimizer} for loss in LOSSES for optimizer in ("adam", "sgd")] + [
-    {"batch_norm": False}, {"student_dropout": 0.5}, {"steps": 3}, {"layers": 1}, {"layers": 4}, {"category_weight": 0.0},
+    {"batch_norm": False},
+    {"student_dropout": 0.5},
+    {"steps": 3},
+    {"layers": 1},
+    {"layers": 4},
+    {"category_weight": 0.0},
 ]
 
 
 @pytest.mark.parametrize("knobs", GAMES, ids=str)
-def test_a_discriminator_step_leaves_the_student_bit_identical_and_changes_the_discriminator(knobs: dict[str, Any]) -> None:
+def test_a_discriminator_step_leaves_the_student_bit_identical_and_changes_the_discriminator(
+    knobs: dict[str, Any],
+) -> None:
     term, student = build(**knobs), TinyStudent()
     out, before, opponent = student(IMAGES), tensors(student), tensors(term)
     before = tensors(student)
@@ -81,7 +88,9 @@ def test_a_student_step_leaves_the_discriminator_bit_identical_and_without_gradi
     for p in term.parameters():
         p.grad = None
     before, was, state = tensors(term), tensors(student), copy.deepcopy(term.optimizer.state_dict())
-    optimizer = torch.optim.SGD([*student.parameters(), *term.joint_parameters()], lr=0.1, momentum=0.9, weight_decay=0.1)
+    optimizer = torch.optim.SGD(
+        [*student.parameters(), *term.joint_parameters()], lr=0.1, momentum=0.9, weight_decay=0.1
+    )
     loss = term(student(IMAGES), logits(1), TARGET)
     loss.backward()
     optimizer.step()
@@ -131,7 +140,9 @@ def test_dropout_acts_on_the_students_logits_alone(monkeypatch: pytest.MonkeyPat
     term, student, teacher = build(student_dropout=0.5), Out(torch.ones(4, CLASSES), torch.zeros(4, 1)), logits(1)
     seen: list[Tensor] = []
     forward = Discriminator.forward
-    monkeypatch.setattr(Discriminator, "forward", lambda self, given: (seen.append(given.detach()), forward(self, given))[1])
+    monkeypatch.setattr(
+        Discriminator, "forward", lambda self, given: (seen.append(given.detach()), forward(self, given))[1]
+    )
     term.own_step(student, teacher, TARGET)
     term(student, teacher, TARGET)
     for given in seen:
@@ -149,7 +160,14 @@ def test_the_discriminator_keeps_no_statistics_and_cannot_be_told_by_its_mode() 
 def test_the_form_of_the_discriminator_is_that_of_the_paper() -> None:
     body = Discriminator(CLASSES, 16, 2, batch_norm=True).body
     assert [type(module).__name__ for module in body] == [
-        "BatchNorm1d", "Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear",
+        "BatchNorm1d",
+        "Linear",
+        "BatchNorm1d",
+        "ReLU",
+        "Linear",
+        "BatchNorm1d",
+        "ReLU",
+        "Linear",
     ]
     assert body[-1].out_features == 1 + CLASSES
     plain = Discriminator(CLASSES, 16, 3, batch_norm=False).body
@@ -192,12 +210,17 @@ def test_confusion_reaches_the_discriminators_step_and_only_the_nonsaturating_ga
         assert equal(*values) == (loss != "nonsaturating")
 
 
-@pytest.mark.parametrize(("loss", "teacher", "student", "theirs", "ours"), [
-    ("nonsaturating", 0.0, 0.0, 2 * 0.6931471805599453, 0.6931471805599453),
-    ("nonsaturating", 2.0, -1.0, 0.126928011 + 0.313261688, 1.313261688),
-    ("hinge", 0.5, 0.25, 0.5 + 1.25, -0.25), ("hinge", 3.0, -2.0, 0.0, 2.0),
-    ("least_squares", 0.5, 0.25, 0.25 + 0.0625, 0.5625), ("least_squares", 1.0, 0.0, 0.0, 1.0),
-])
+@pytest.mark.parametrize(
+    ("loss", "teacher", "student", "theirs", "ours"),
+    [
+        ("nonsaturating", 0.0, 0.0, 2 * 0.6931471805599453, 0.6931471805599453),
+        ("nonsaturating", 2.0, -1.0, 0.126928011 + 0.313261688, 1.313261688),
+        ("hinge", 0.5, 0.25, 0.5 + 1.25, -0.25),
+        ("hinge", 3.0, -2.0, 0.0, 2.0),
+        ("least_squares", 0.5, 0.25, 0.25 + 0.0625, 0.5625),
+        ("least_squares", 1.0, 0.0, 0.0, 1.0),
+    ],
+)
 def test_the_three_games_have_the_values_that_one_computes_by_hand(
     loss: str, teacher: float, student: float, theirs: float, ours: float
 ) -> None:
@@ -266,7 +289,9 @@ def test_the_discriminators_category_loss_raises_the_right_class_for_teachers_an
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_l1_and_l2_act_on_weight_matrices_and_on_nothing_else(batch_norm: bool) -> None:
     term = build(batch_norm=batch_norm)
-    names = {name for name, p in term.discriminator.named_parameters() for one in term.discriminator.penalised() if p is one}
+    names = {
+        name for name, p in term.discriminator.named_parameters() for one in term.discriminator.penalised() if p is one
+    }
     linear = {f"{name}.weight" for name, module in term.discriminator.named_modules() if isinstance(module, nn.Linear)}
     assert names == linear
     for knob in ("l1", "l2"):
@@ -279,8 +304,9 @@ def test_l1_and_l2_act_on_weight_matrices_and_on_nothing_else(batch_norm: bool) 
         for name, with_it in gradients[0.5].items():
             difference = with_it - gradients[0.0][name]
             expected = 0.5 * (weights[name].sign() if knob == "l1" else 2 * weights[name])
-            torch.testing.assert_close(difference, expected if name in linear else torch.zeros_like(difference),
-                                       rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                difference, expected if name in linear else torch.zeros_like(difference), rtol=1e-4, atol=1e-6
+            )
 
 
 def test_l1_drives_weights_to_small_values() -> None:
@@ -307,9 +333,12 @@ def test_the_weight_rises_over_the_warm_up_and_ends_before_the_last_epochs() -> 
 
 def test_the_schedule_reaches_loss_and_discriminator(make_taps: Callable[..., Any]) -> None:
     shapes, _ = make_taps()
-    terms = Terms({
-        "ce": CrossEntropyConfig(), "adversarial": AdversarialConfig(weight=2.0, warmup_epochs=2, off_fraction=0.5, hidden=8),
-    })
+    terms = Terms(
+        {
+            "ce": CrossEntropyConfig(),
+            "adversarial": AdversarialConfig(weight=2.0, warmup_epochs=2, off_fraction=0.5, hidden=8),
+        }
+    )
     torch.manual_seed(0)
     objective = Objective(terms, shapes, shapes, 8)
     student, teacher = logits(2), logits(1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hksd.attention import AttentionSpec, Attend, HierarchicalAttention, Squeezed, join, tapped
+from hksd.attention import Attend, AttentionSpec, HierarchicalAttention, Squeezed, join, tapped
 from hksd.errors import UserError
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.squeeze import Squeeze, SqueezeConfig, squeeze_loss
@@ -35,7 +35,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
 
 
-def estimators(own: TapShapes, target: tuple[int, ...], depth: int, seed: int = 7, **knobs: Any) -> HierarchicalAttention:
+def estimators(
+    own: TapShapes, target: tuple[int, ...], depth: int, seed: int = 7, **knobs: Any
+) -> HierarchicalAttention:
     torch.manual_seed(seed)
     return HierarchicalAttention(own, target, spec(**knobs), depth).double()
 
@@ -149,7 +151,8 @@ def test_vector_and_map_are_what_the_formula_gives_with_the_adapted_map_in_full(
     weights = random(3, 4, seed=4)
     for one, two in zip(
         torch.autograd.grad((pooled * weights).sum(), leaves, retain_graph=True),
-        torch.autograd.grad((expected * weights).sum(), leaves), strict=True,
+        torch.autograd.grad((expected * weights).sum(), leaves),
+        strict=True,
     ):
         torch.testing.assert_close(one, two)
 
@@ -169,10 +172,19 @@ def test_a_position_that_answers_the_query_is_attended_to() -> None:
 # --- which blocks are tapped
 
 
-@pytest.mark.parametrize(("count", "blocks", "expected"), [
-    (3, "all", (0, 1, 2)), (18, 1, (17,)), (18, 3, (5, 11, 17)), (3, 3, (0, 1, 2)), (3, 2, (1, 2)), (18, 6, (2, 5, 8, 11, 14, 17)),
-    (1, 1, (0,)), (5, 2, (2, 4)),
-])
+@pytest.mark.parametrize(
+    ("count", "blocks", "expected"),
+    [
+        (3, "all", (0, 1, 2)),
+        (18, 1, (17,)),
+        (18, 3, (5, 11, 17)),
+        (3, 3, (0, 1, 2)),
+        (3, 2, (1, 2)),
+        (18, 6, (2, 5, 8, 11, 14, 17)),
+        (1, 1, (0,)),
+        (5, 2, (2, 4)),
+    ],
+)
 def test_taps_are_evenly_spaced_and_end_at_the_last_block(count: int, blocks: Any, expected: tuple[int, ...]) -> None:
     assert tapped(count, blocks) == expected
 
@@ -257,7 +269,9 @@ def test_a_deeper_hierarchy_has_the_levels_of_the_shallower_one(make_taps: Taps)
     deep = estimators(shapes, shapes.stages, 3)
     for depth in (1, 2):
         shallow = estimators(shapes, shapes.stages, depth, seed=8)
-        shallow.load_state_dict({name: value for name, value in deep.state_dict().items() if name in shallow.state_dict()})
+        shallow.load_state_dict(
+            {name: value for name, value in deep.state_dict().items() if name in shallow.state_dict()}
+        )
         assert len(shallow(out)) == depth
         for level in range(1, depth + 1):
             same(shallow(out), deep(out), level)
@@ -288,7 +302,8 @@ def test_training_only_parameters_are_as_many_as_the_design_says() -> None:
     teacher, student = shapes(64, 128, 256, blocks=18), shapes(16, 32, 64, blocks=3)
     for depth, expected in ((1, (57, 79)), (2, (115, 136)), (3, (188, 210))):
         found = [
-            sum(p.numel() for p in HierarchicalAttention(own, teacher.stages, AttentionSpec(), depth).parameters()) / 1000
+            sum(p.numel() for p in HierarchicalAttention(own, teacher.stages, AttentionSpec(), depth).parameters())
+            / 1000
             for own in (teacher, student)
         ]
         assert found == pytest.approx(expected, abs=0.6)
@@ -391,7 +406,9 @@ def pair(make_taps: Taps, config: SqueezeConfig) -> tuple[Squeeze, Out, Out]:
 def test_the_loss_is_0_for_identical_networks_and_estimators(
     depth: int, normalize: bool, metric: str, make_taps: Taps
 ) -> None:
-    term, student, teacher = pair(make_taps, SqueezeConfig(depth=depth, normalize=normalize, metric=metric, levels="all"))
+    term, student, teacher = pair(
+        make_taps, SqueezeConfig(depth=depth, normalize=normalize, metric=metric, levels="all")
+    )
     assert term(student, teacher, torch.tensor([0, 1, 2])).item() == pytest.approx(0, abs=1e-12)
 
 
@@ -415,7 +432,9 @@ def test_top_compares_the_top_level_and_all_every_level_with_its_decay(depth: in
 
 
 @pytest.mark.parametrize(("scale", "value"), [(1.0, 0.0), (-1.0, 4.0), (3.0, 0.0), (-0.1, 4.0)])
-def test_the_normalised_distance_reaches_from_0_for_the_same_direction_to_4_for_the_opposite(scale: float, value: float) -> None:
+def test_the_normalised_distance_reaches_from_0_for_the_same_direction_to_4_for_the_opposite(
+    scale: float, value: float
+) -> None:
     vectors = random(5, 8)
     assert squeeze_loss(scale * vectors, vectors).item() == pytest.approx(value, abs=1e-12)
 
@@ -452,14 +471,18 @@ def test_distances_of_zero_vectors_are_finite_with_finite_gradients() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("blocks", ["all", 2])
-def test_a_task_weight_adds_the_loss_of_a_head_on_the_students_vectors(depth: int, blocks: Any, make_taps: Taps) -> None:
+def test_a_task_weight_adds_the_loss_of_a_head_on_the_students_vectors(
+    depth: int, blocks: Any, make_taps: Taps
+) -> None:
     shapes, student = make_taps(blocks=3, dtype=DOUBLE)
     theirs = estimators(shapes, shapes.stages, 3, blocks=blocks, top_dim=10)
     teacher = dataclasses.replace(student, squeezed=theirs(student))
     target, terms = torch.tensor([0, 1, 2]), []
     for weight in (0.0, 0.5):
         torch.manual_seed(3)
-        terms.append(SqueezeConfig(depth=depth, blocks=blocks, task_weight=weight, top_dim=10).build(shapes, shapes).double())
+        terms.append(
+            SqueezeConfig(depth=depth, blocks=blocks, task_weight=weight, top_dim=10).build(shapes, shapes).double()
+        )
     plain, helped = terms
     assert isinstance(plain, Squeeze)
     assert isinstance(helped, Squeeze)

@@ -65,8 +65,9 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     if kind is int:
         return st.integers(low if low is not None else -1000, high if high is not None else 1000)
     if kind is float:
-        return st.floats(low, high, exclude_min="gt" in bounds, exclude_max="lt" in bounds, allow_nan=False,
-                         allow_infinity=False)
+        return st.floats(
+            low, high, exclude_min="gt" in bounds, exclude_max="lt" in bounds, allow_nan=False, allow_infinity=False
+        )
     if kind is str:
         return st.sampled_from(["auto", "cpu", "cuda:1"]) if "pattern" in bounds else _TEXTS
     if kind is type(None):
@@ -76,8 +77,43 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
 
 # Texts that YAML reads as something else unless they are quoted.
 _TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12) | st.sampled_from(
-    ["1e-3", "1e5", "-1E+7", "off", "on", "yes", "no", "true", "null", "~", "12", "1.5", "1_000", "0x1f", "1:30", ".inf",
-     "2024-01-01", "- a", "a: b", "#x", "=", "<<", " a ", "*x", "&x", "!x", "'", '"', "%", "@", "`", "|", ">", "?", "{}"]
+    [
+        "1e-3",
+        "1e5",
+        "-1E+7",
+        "off",
+        "on",
+        "yes",
+        "no",
+        "true",
+        "null",
+        "~",
+        "12",
+        "1.5",
+        "1_000",
+        "0x1f",
+        "1:30",
+        ".inf",
+        "2024-01-01",
+        "- a",
+        "a: b",
+        "#x",
+        "=",
+        "<<",
+        " a ",
+        "*x",
+        "&x",
+        "!x",
+        "'",
+        '"',
+        "%",
+        "@",
+        "`",
+        "|",
+        ">",
+        "?",
+        "{}",
+    ]
 )
 
 
@@ -173,8 +209,28 @@ def test_the_hash_ignores_every_dead_knob_and_sees_every_live_one(data: st.DataO
     assert (config_hash(changed) == config_hash(config)) == dead
 
 
-JUNK = st.sampled_from([None, True, -1, 0, 10**30, 1.5, math.nan, math.inf, "x", "", [], [1], {}, {"choice": [1]}, {1: 2},
-                        {None: 1}, {"int": 1}, {"none": {"str": 2}}])
+JUNK = st.sampled_from(
+    [
+        None,
+        True,
+        -1,
+        0,
+        10**30,
+        1.5,
+        math.nan,
+        math.inf,
+        "x",
+        "",
+        [],
+        [1],
+        {},
+        {"choice": [1]},
+        {1: 2},
+        {None: 1},
+        {"int": 1},
+        {"none": {"str": 2}},
+    ]
+)
 
 
 @given(st.data())
@@ -289,13 +345,20 @@ def test_a_search_space_is_not_a_run_and_the_error_says_what_to_do(tmp_path: Pat
 
 
 RANGES = [
-    ("student", "model", {"choice": ["resnet8"]}), ("student", "width", {"choice": [0.5, 1.0]}),
-    ("student", "descriptor_dim", {"choice": [8, None]}), ("train", "epochs", {"int": [1, 9]}),
-    ("train", "lr", {"log_uniform": [0.01, 1]}), ("train", "nesterov", {"choice": [True, False]}),
-    ("train", "schedule", {"choice": ["cosine", "multistep"]}), ("train", "milestones", {"choice": [[0.5], [0.6]]}),
-    ("data", "flip", {"choice": [True, False]}), ("squeeze", "depth", {"choice": [1, 2]}),
-    ("squeeze", "compatibility", {"choice": ["dot", "gap"]}), ("squeeze", "blocks", {"choice": [1, "all"]}),
-    ("kd", "weight", {"log_uniform": [0.1, 10], "off": 0.3}), ("adversarial", "loss", {"choice": ["hinge"]}),
+    ("student", "model", {"choice": ["resnet8"]}),
+    ("student", "width", {"choice": [0.5, 1.0]}),
+    ("student", "descriptor_dim", {"choice": [8, None]}),
+    ("train", "epochs", {"int": [1, 9]}),
+    ("train", "lr", {"log_uniform": [0.01, 1]}),
+    ("train", "nesterov", {"choice": [True, False]}),
+    ("train", "schedule", {"choice": ["cosine", "multistep"]}),
+    ("train", "milestones", {"choice": [[0.5], [0.6]]}),
+    ("data", "flip", {"choice": [True, False]}),
+    ("squeeze", "depth", {"choice": [1, 2]}),
+    ("squeeze", "compatibility", {"choice": ["dot", "gap"]}),
+    ("squeeze", "blocks", {"choice": [1, "all"]}),
+    ("kd", "weight", {"log_uniform": [0.1, 10], "off": 0.3}),
+    ("adversarial", "loss", {"choice": ["hinge"]}),
 ]
 
 
@@ -345,11 +408,20 @@ def test_a_term_that_needs_a_teacher_is_told_to_miss_it_unless_its_weight_is_0(t
     from_tree(make_tree(terms={"ce": {}, term: {"weight": 0}}, teacher=None))
 
 
-@pytest.mark.parametrize("terms", [
-    {}, {"squeeze": {}}, {"ce": {"weight": 0}}, {"ce": {"weight": 0}, "kd": {"weight": 0}, "squeeze": {}},
-    {"adversarial": {"category_weight": 0}}, {"adversarial": {"weight": 0}},
-])
-def test_a_run_in_which_nothing_tells_the_classes_is_an_error_with_a_cure(terms: dict[str, Any], make_tree: Make) -> None:
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {},
+        {"squeeze": {}},
+        {"ce": {"weight": 0}},
+        {"ce": {"weight": 0}, "kd": {"weight": 0}, "squeeze": {}},
+        {"adversarial": {"category_weight": 0}},
+        {"adversarial": {"weight": 0}},
+    ],
+)
+def test_a_run_in_which_nothing_tells_the_classes_is_an_error_with_a_cure(
+    terms: dict[str, Any], make_tree: Make
+) -> None:
     with pytest.raises(ConfigError, match=r"classes.*above 0"):
         from_tree(make_tree(terms=terms))
 
@@ -410,30 +482,77 @@ def test_terms_stand_in_the_order_of_the_registry_however_they_were_written(make
 # --- hash
 
 SAME: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("a term of weight 0 is absent", {"terms": {"ce": {}}}, {"terms": {"ce": {}, "kd": {"weight": 0, "temperature": 9}}}),
-    ("a teacher nobody asks", {"terms": {"ce": {}}}, {"terms": {"ce": {}}, "teacher": {"model": "resnet56", "epochs": 99}}),
+    (
+        "a term of weight 0 is absent",
+        {"terms": {"ce": {}}},
+        {"terms": {"ce": {}, "kd": {"weight": 0, "temperature": 9}}},
+    ),
+    (
+        "a teacher nobody asks",
+        {"terms": {"ce": {}}},
+        {"terms": {"ce": {}}, "teacher": {"model": "resnet56", "epochs": 99}},
+    ),
     ("no teacher at all", {"terms": {"ce": {}}}, {"terms": {"ce": {}}, "teacher": None}),
-    ("defaults written out", {"terms": {"ce": {}, "kd": {}}}, {"terms": {"ce": {"weight": 1}, "kd": {"temperature": 4}}}),
+    (
+        "defaults written out",
+        {"terms": {"ce": {}, "kd": {}}},
+        {"terms": {"ce": {"weight": 1}, "kd": {"temperature": 4}}},
+    ),
     ("1 and 1.0", {"student": {"width": 1}}, {"student": {"width": 1.0}}),
     ("root of the data", {"data": {"root": "here"}}, {"data": {"root": "there", "download": True}}),
     ("demand on the teacher", {"terms": ALL_TERMS}, {"terms": ALL_TERMS, "teacher": {"min_accuracy": 0.9}}),
-    ("training of a loaded teacher", {"terms": ALL_TERMS, "teacher": {"checkpoint": "x"}},
-     {"terms": ALL_TERMS, "teacher": {"checkpoint": "x", "epochs": 77, "lr": 1, "batch_size": 1, "weight_decay": 0}}),
-    ("training of random estimators", {"terms": ALL_TERMS, "teacher": {"attention": {"mode": "random"}}},
-     {"terms": ALL_TERMS, "teacher": {"attention": {"mode": "random", "epochs": 5, "lr": 1, "batch_size": 1}}}),
+    (
+        "training of a loaded teacher",
+        {"terms": ALL_TERMS, "teacher": {"checkpoint": "x"}},
+        {"terms": ALL_TERMS, "teacher": {"checkpoint": "x", "epochs": 77, "lr": 1, "batch_size": 1, "weight_decay": 0}},
+    ),
+    (
+        "training of random estimators",
+        {"terms": ALL_TERMS, "teacher": {"attention": {"mode": "random"}}},
+        {"terms": ALL_TERMS, "teacher": {"attention": {"mode": "random", "epochs": 5, "lr": 1, "batch_size": 1}}},
+    ),
     ("steps of a cosine", {"train": {}}, {"train": {"milestones": [0.1], "gamma": 0.5}}),
-    ("Nesterov of no momentum", {"train": {"momentum": 0, "nesterov": True}}, {"train": {"momentum": 0, "nesterov": False}}),
-    ("attention knobs of gap", {"terms": {"ce": {}, "squeeze": {"compatibility": "gap"}}},
-     {"terms": {"ce": {}, "squeeze": {"compatibility": "gap", "attend": "fused", "pool": "mean",
-                                      "attention_temperature": 3, "share_query": False}}}),
-    ("levels of depth 1", {"terms": {"ce": {}, "squeeze": {"depth": 1}}},
-     {"terms": {"ce": {}, "squeeze": {"depth": 1, "levels": "all", "level_decay": 0.5}}}),
-    ("decay of the top level", {"terms": {"ce": {}, "squeeze": {"depth": 3}}},
-     {"terms": {"ce": {}, "squeeze": {"depth": 3, "level_decay": 0.5}}}),
-    ("normalised cosine", {"terms": {"ce": {}, "squeeze": {"metric": "cosine"}}},
-     {"terms": {"ce": {}, "squeeze": {"metric": "cosine", "normalize": False}}}),
-    ("confusion of a hinge", {"terms": {"adversarial": {"loss": "hinge"}}},
-     {"terms": {"adversarial": {"loss": "hinge", "confusion": 0.7}}}),
+    (
+        "Nesterov of no momentum",
+        {"train": {"momentum": 0, "nesterov": True}},
+        {"train": {"momentum": 0, "nesterov": False}},
+    ),
+    (
+        "attention knobs of gap",
+        {"terms": {"ce": {}, "squeeze": {"compatibility": "gap"}}},
+        {
+            "terms": {
+                "ce": {},
+                "squeeze": {
+                    "compatibility": "gap",
+                    "attend": "fused",
+                    "pool": "mean",
+                    "attention_temperature": 3,
+                    "share_query": False,
+                },
+            }
+        },
+    ),
+    (
+        "levels of depth 1",
+        {"terms": {"ce": {}, "squeeze": {"depth": 1}}},
+        {"terms": {"ce": {}, "squeeze": {"depth": 1, "levels": "all", "level_decay": 0.5}}},
+    ),
+    (
+        "decay of the top level",
+        {"terms": {"ce": {}, "squeeze": {"depth": 3}}},
+        {"terms": {"ce": {}, "squeeze": {"depth": 3, "level_decay": 0.5}}},
+    ),
+    (
+        "normalised cosine",
+        {"terms": {"ce": {}, "squeeze": {"metric": "cosine"}}},
+        {"terms": {"ce": {}, "squeeze": {"metric": "cosine", "normalize": False}}},
+    ),
+    (
+        "confusion of a hinge",
+        {"terms": {"adversarial": {"loss": "hinge"}}},
+        {"terms": {"adversarial": {"loss": "hinge", "confusion": 0.7}}},
+    ),
 ]
 OTHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("seed", {}, {"seed": 1}),
@@ -448,12 +567,21 @@ OTHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("steps of multistep", {"train": {"schedule": "multistep"}}, {"train": {"schedule": "multistep", "gamma": 0.5}}),
     ("attend of dot", {"terms": ALL_TERMS}, {"terms": {**ALL_TERMS, "squeeze": {"attend": "fused"}}}),
     ("depth", {"terms": ALL_TERMS}, {"terms": {**ALL_TERMS, "squeeze": {"depth": 1}}}),
-    ("decay of all levels", {"terms": {"ce": {}, "squeeze": {"levels": "all"}}},
-     {"terms": {"ce": {}, "squeeze": {"levels": "all", "level_decay": 0.5}}}),
-    ("top_dim of depth 3", {"terms": {"ce": {}, "squeeze": {"depth": 3}}},
-     {"terms": {"ce": {}, "squeeze": {"depth": 3, "top_dim": 8}}}),
-    ("training of task-driven estimators", {"terms": ALL_TERMS},
-     {"terms": ALL_TERMS, "teacher": {"attention": {"epochs": 5}}}),
+    (
+        "decay of all levels",
+        {"terms": {"ce": {}, "squeeze": {"levels": "all"}}},
+        {"terms": {"ce": {}, "squeeze": {"levels": "all", "level_decay": 0.5}}},
+    ),
+    (
+        "top_dim of depth 3",
+        {"terms": {"ce": {}, "squeeze": {"depth": 3}}},
+        {"terms": {"ce": {}, "squeeze": {"depth": 3, "top_dim": 8}}},
+    ),
+    (
+        "training of task-driven estimators",
+        {"terms": ALL_TERMS},
+        {"terms": ALL_TERMS, "teacher": {"attention": {"epochs": 5}}},
+    ),
     ("confusion", {"terms": {"adversarial": {}}}, {"terms": {"adversarial": {"confusion": 0.7}}}),
 ]
 

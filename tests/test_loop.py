@@ -34,7 +34,10 @@ EPOCHS = 4
 
 # Every kind of state that a resume must restore: estimators, discriminator with its optimiser, noise, ramps.
 EVERYTHING: dict[str, Any] = {
-    "ce": {}, "kd": {"temperature": 2}, "logits": {"weight": 0.1}, "squeeze": {"depth": 3, "top_dim": 8, "levels": "all"},
+    "ce": {},
+    "kd": {"temperature": 2},
+    "logits": {"weight": 0.1},
+    "squeeze": {"depth": 3, "top_dim": 8, "levels": "all"},
     "adversarial": {"hidden": 8, "warmup_epochs": 1, "student_dropout": 0.2, "off_fraction": 0.1},
 }
 
@@ -98,10 +101,17 @@ def test_the_same_configuration_gives_bit_identical_weights(run: Callable[..., R
     assert timeless(again) == timeless(whole)
 
 
-@pytest.mark.parametrize("change", [
-    {"seed": 1}, {"data": {"seed": 1, "flip": True}}, {"train": {"epochs": EPOCHS, "batch_size": 32}},
-    {"train": {"epochs": EPOCHS, "weight_decay": 0.1}}, {"train": {"epochs": EPOCHS, "nesterov": False}},
-], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"data": {"seed": 1, "flip": True}},
+        {"train": {"epochs": EPOCHS, "batch_size": 32}},
+        {"train": {"epochs": EPOCHS, "weight_decay": 0.1}},
+        {"train": {"epochs": EPOCHS, "nesterov": False}},
+    ],
+    ids=str,
+)
 def test_another_seed_or_knob_gives_other_weights(change: dict[str, Any], make_config: Make, digits: DataSet) -> None:
     plain = fit(make_config(train={"epochs": EPOCHS}, data={"flip": True}), data=digits)
     other = fit(make_config(**{"train": {"epochs": EPOCHS}, "data": {"flip": True}, **change}), data=digits)
@@ -123,7 +133,12 @@ def test_noise_and_threads_of_the_caller_are_left_as_they_were(make_config: Make
     seen: list[int] = []
 
     def state() -> tuple[Any, ...]:
-        return torch.get_rng_state().tolist(), torch.get_num_threads(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        return (
+            torch.get_rng_state().tolist(),
+            torch.get_num_threads(),
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+        )
 
     torch.set_num_threads(2)
     try:
@@ -144,7 +159,9 @@ def test_noise_and_threads_of_the_caller_are_left_as_they_were(make_config: Make
 
 DEAD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "attention knobs of gap": (
-        {"compatibility": "gap"}, {"compatibility": "gap", "attend": "fused", "pool": "mean", "attention_temperature": 3}),
+        {"compatibility": "gap"},
+        {"compatibility": "gap", "attend": "fused", "pool": "mean", "attention_temperature": 3},
+    ),
     "shared query of gap": ({"compatibility": "gap"}, {"compatibility": "gap", "share_query": False}),
     "levels of depth 1": ({"depth": 1}, {"depth": 1, "levels": "all", "level_decay": 0.5}),
     "decay of the top level": ({}, {"level_decay": 0.5}),
@@ -169,13 +186,23 @@ def test_configurations_of_one_hash_give_bit_identical_students(
         assert same(*students)
 
 
-@pytest.mark.parametrize(("one", "two"), [
-    ({"terms": {"ce": {}}}, {"terms": {"ce": {}, "kd": {"weight": 0}, "squeeze": {"weight": 0}, "adversarial": {"weight": 0}}}),
-    ({}, {"teacher": {"model": "resnet56", "epochs": 99}}),
-    ({}, {"train": {"milestones": [0.1], "gamma": 0.5}}),
-    ({"train": {"momentum": 0, "nesterov": True}}, {"train": {"momentum": 0, "nesterov": False}}),
-    ({"terms": {"ce": {}, "adversarial": {"loss": "hinge"}}}, {"terms": {"ce": {}, "adversarial": {"loss": "hinge", "confusion": 0.9}}}),
-], ids=["weight 0", "teacher nobody asks", "steps of a cosine", "Nesterov of no momentum", "confusion of a hinge"])
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (
+            {"terms": {"ce": {}}},
+            {"terms": {"ce": {}, "kd": {"weight": 0}, "squeeze": {"weight": 0}, "adversarial": {"weight": 0}}},
+        ),
+        ({}, {"teacher": {"model": "resnet56", "epochs": 99}}),
+        ({}, {"train": {"milestones": [0.1], "gamma": 0.5}}),
+        ({"train": {"momentum": 0, "nesterov": True}}, {"train": {"momentum": 0, "nesterov": False}}),
+        (
+            {"terms": {"ce": {}, "adversarial": {"loss": "hinge"}}},
+            {"terms": {"ce": {}, "adversarial": {"loss": "hinge", "confusion": 0.9}}},
+        ),
+    ],
+    ids=["weight 0", "teacher nobody asks", "steps of a cosine", "Nesterov of no momentum", "confusion of a hinge"],
+)
 def test_dead_knobs_outside_the_attention_do_not_change_the_student(
     one: dict[str, Any], two: dict[str, Any], make_config: Make, digits: DataSet, cache_dir: Path
 ) -> None:
@@ -222,7 +249,9 @@ config, data, cache = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
 
 
 @pytest.fixture(scope="module")
-def job(config: RunConfig, digits: DataSet, cache_dir: Path, whole: Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def job(
+    config: RunConfig, digits: DataSet, cache_dir: Path, whole: Result, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A file with what a child process needs to run `config`; the teacher is in the cache."""
     path = tmp_path_factory.mktemp("job") / "job.pkl"
     path.write_bytes(pickle.dumps((config, digits, cache_dir)))
@@ -233,8 +262,10 @@ def test_a_process_that_is_killed_is_resumed_bit_identically(
     child: Make, job: Path, run: Callable[..., Result], whole: Result, tmp_path: Path
 ) -> None:
     process: subprocess.Popen[str] = child(
-        CHILD + "fit(config, data=data, cache_dir=cache, out_dir=pathlib.Path(sys.argv[2]), on_epoch=lambda r: time.sleep(0.3))",
-        job, tmp_path / "run",
+        CHILD
+        + "fit(config, data=data, cache_dir=cache, out_dir=pathlib.Path(sys.argv[2]), on_epoch=lambda r: time.sleep(0.3))",
+        job,
+        tmp_path / "run",
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / checkpoint.LAST).exists():
@@ -253,7 +284,9 @@ def test_a_process_that_is_killed_is_resumed_bit_identically(
 
 # Every run is a fork of this process, which has done nothing but import. A fork kills itself at its n-th call that
 # makes something durable (fsync of a file, renaming of a file), before the call; without one it runs to the end.
-KILLER = CHILD + """
+KILLER = (
+    CHILD
+    + """
 import torch
 torch.optim.SGD([torch.zeros(1)], lr=1)  # imports what torch imports late, once for all forks
 def run(point, out):
@@ -285,27 +318,39 @@ while not survived and point < 99:
     assert survived or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL), status
 print(point)
 """
+)
 
 
 def test_a_process_killed_at_any_point_of_a_save_is_resumed_bit_identically(
-    child: Make, job: Path, run: Callable[..., Result], whole: Result, tmp_path: Path
+    child: Make, make_config: Make, make_data: Make, cache_dir: Path, tmp_path: Path
 ) -> None:
-    output, errors = (process := child(KILLER, job, tmp_path)).communicate(timeout=120)
+    epochs, data = 3, make_data(train=96)
+    config = make_config(train={"epochs": epochs})  # one term: what else there is to restore is tested above
+    whole = fit(config, data=data, cache_dir=cache_dir)
+    (tmp_path / "job").write_bytes(pickle.dumps((config, data, cache_dir)))
+    output, errors = (process := child(KILLER, tmp_path / "job", tmp_path)).communicate(timeout=120)
     assert process.returncode == 0, errors
     points = int(output)
-    assert points > 3 * EPOCHS
+    assert points > 3 * epochs
     found = []
     for point in range(1, points + 1):
         reported: list[int] = []
-        result = run(out_dir=tmp_path / str(point), on_epoch=lambda report, to=reported: to.append(report.epoch))
+        folder = tmp_path / str(point)
+        result = fit(
+            config,
+            data=data,
+            cache_dir=cache_dir,
+            out_dir=folder,
+            on_epoch=lambda report, to=reported: to.append(report.epoch),
+        )  # type: ignore[misc]
         found.append(result.resumed_at)
         assert same(result.student, whole.student), point
-        assert reported == list(range(result.resumed_at + 1, EPOCHS + 1))
-        assert checkpoint.load_newest(tmp_path / str(point)) is not None
-        assert (tmp_path / str(point) / train.RESULT_FILE).exists()
+        assert reported == list(range(result.resumed_at + 1, epochs + 1))
+        assert checkpoint.load_newest(folder) is not None
+        assert (folder / train.RESULT_FILE).exists()
     assert found == sorted(found), "a later kill never loses more"
-    assert found[-1] == EPOCHS, "a run of a process without an accident equals ours, too"
-    assert set(found) == set(range(EPOCHS + 1))
+    assert set(found) == set(range(epochs + 1))
+    assert found[-1] == epochs, "a run of a process without an accident equals ours, too"
 
 
 def damage(path: Path, kind: str) -> None:
@@ -315,13 +360,29 @@ def damage(path: Path, kind: str) -> None:
     elif kind == "other file":
         content = bytearray(b"not a checkpoint at all")
     else:
-        where = {"magic": 3, "checksum": len(checkpoint.MAGIC) + 5, "front": 120, "middle": len(content) // 2, "end": -5}
+        where = {
+            "magic": 3,
+            "checksum": len(checkpoint.MAGIC) + 5,
+            "front": 120,
+            "middle": len(content) // 2,
+            "end": -5,
+        }
         content[where[kind[8:]]] ^= 1
     path.write_bytes(content)
 
 
-DAMAGE = ["cut to 0", "cut to 10", "cut to half", "cut to all but one", "flip in magic", "flip in checksum",
-          "flip in front", "flip in middle", "flip in end", "other file"]
+DAMAGE = [
+    "cut to 0",
+    "cut to 10",
+    "cut to half",
+    "cut to all but one",
+    "flip in magic",
+    "flip in checksum",
+    "flip in front",
+    "flip in middle",
+    "flip in end",
+    "other file",
+]
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -364,7 +425,7 @@ def test_every_single_flipped_bit_is_noticed(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, {"a": torch.arange(3)})
     path = tmp_path / checkpoint.LAST
     good = path.read_bytes()
-    for position in [*range(0, 200), *range(200, len(good), 37), len(good) - 1]:
+    for position in [*range(200), *range(200, len(good), 37), len(good) - 1]:
         bad = bytearray(good)
         bad[position] ^= 1 << (position % 8)
         path.write_bytes(bad)
@@ -374,7 +435,9 @@ def test_every_single_flipped_bit_is_noticed(tmp_path: Path) -> None:
             checkpoint.read(path)
 
 
-@pytest.mark.parametrize(("change", "word"), [({"seed": 1}, "settings"), ({"train": {"epochs": 9}}, "settings")], ids=str)
+@pytest.mark.parametrize(
+    ("change", "word"), [({"seed": 1}, "settings"), ({"train": {"epochs": 9}}, "settings")], ids=str
+)
 def test_a_checkpoint_of_another_configuration_is_an_error_that_leaves_the_folder_alone(
     change: dict[str, Any], word: str, make_config: Make, digits: DataSet, cache_dir: Path, stopped: Path
 ) -> None:
@@ -438,7 +501,9 @@ def test_reports_say_what_happened_and_the_score_is_the_last_epochs(whole: Resul
         assert all(map(math.isfinite, (report.val_loss, report.train_loss, *report.terms.values())))
 
 
-def test_the_loss_reported_is_the_weighted_sum_of_the_terms(make_config: Make, digits: DataSet, cache_dir: Path) -> None:
+def test_the_loss_reported_is_the_weighted_sum_of_the_terms(
+    make_config: Make, digits: DataSet, cache_dir: Path
+) -> None:
     terms = {"ce": {"weight": 0.5}, "kd": {"weight": 3}, "logits": {"weight": 0.1}}
     for report in fit(make_config(terms=terms), data=digits, cache_dir=cache_dir).history:
         expected = sum(terms[name]["weight"] * value for name, value in report.terms.items())
@@ -465,7 +530,9 @@ def test_the_student_comes_back_in_eval_mode_and_gives_the_accuracy_that_was_rep
     assert nn.functional.cross_entropy(logits, labels).item() == pytest.approx(result.history[-1].val_loss, rel=1e-4)
 
 
-def test_the_size_of_a_student_has_nothing_of_what_only_training_needs(whole: Result, config: RunConfig, digits: DataSet) -> None:
+def test_the_size_of_a_student_has_nothing_of_what_only_training_needs(
+    whole: Result, config: RunConfig, digits: DataSet
+) -> None:
     count = sum(parameter.numel() for parameter in whole.student.parameters())
     assert budget.size(config.student, **loop.image_shape(digits)).params == count
 
@@ -535,9 +602,16 @@ def test_a_diverging_run_stops_at_once_and_names_epoch_step_and_every_term(
 ) -> None:
     terms = {**EVERYTHING, "adversarial": {"hidden": 8, "warmup_epochs": 0}}
     reports: list[EpochReport] = []
-    with pytest.raises(NonFiniteLossError, match=r"epoch 1, step [2-4]: ce=.*kd=.*logits=.*squeeze=.*adversarial=") as caught:
-        fit(make_config(terms=terms, train={"lr": 1e30}), data=digits, cache_dir=cache_dir, out_dir=tmp_path,
-            on_epoch=reports.append)
+    with pytest.raises(
+        NonFiniteLossError, match=r"epoch 1, step [2-4]: ce=.*kd=.*logits=.*squeeze=.*adversarial="
+    ) as caught:
+        fit(
+            make_config(terms=terms, train={"lr": 1e30}),
+            data=digits,
+            cache_dir=cache_dir,
+            out_dir=tmp_path,
+            on_epoch=reports.append,
+        )
     assert list(caught.value.values) == list(terms)
     assert not all(map(math.isfinite, caught.value.values.values()))
     assert not reports
@@ -555,8 +629,12 @@ def test_a_run_that_breaks_in_the_last_step_of_an_epoch_is_not_reported(
 ) -> None:
     reports: list[EpochReport] = []
     with pytest.raises(NonFiniteLossError, match="validation=") as caught:
-        fit(make_config(train={"lr": 1e30, "batch_size": len(digits.train)}), data=digits, out_dir=tmp_path,
-            on_epoch=reports.append)
+        fit(
+            make_config(train={"lr": 1e30, "batch_size": len(digits.train)}),
+            data=digits,
+            out_dir=tmp_path,
+            on_epoch=reports.append,
+        )
     assert (caught.value.epoch, caught.value.step) == (1, 1)
     assert "ce" in caught.value.values
     assert not reports
@@ -709,7 +787,12 @@ def test_a_disk_that_is_full_at_the_very_end_is_an_error_of_ours_that_names_the_
 ) -> None:
     folder = mount("size=4m")
     with pytest.raises((RunError, UserError), match="No space left") as caught:
-        fit(make_config(), data=digits, out_dir=folder, on_epoch=lambda report: fill(folder) if report.epoch == 2 else None)
+        fit(
+            make_config(),
+            data=digits,
+            out_dir=folder,
+            on_epoch=lambda report: fill(folder) if report.epoch == 2 else None,
+        )
     assert str(folder) in str(caught.value)
     (folder / "filler").unlink()
     assert fit(make_config(), data=digits, out_dir=folder).resumed_at == 2
@@ -775,7 +858,9 @@ def batches(data: DataSet, crop: int = 0, flip: bool = False, seed: int = 0) -> 
 
 def by_label(found: Iterator[Any]) -> dict[int, Tensor]:
     """Raw pixels (H, W) of every image, by its label."""
-    pairs = [(label, image) for batch in found for label, image in zip(batch.labels.tolist(), batch.images, strict=True)]
+    pairs = [
+        (label, image) for batch in found for label, image in zip(batch.labels.tolist(), batch.images, strict=True)
+    ]
     images = {label: ((image[0] * 0.25 + 0.5) * 255).round() for label, image in pairs}
     assert len(images) == len(pairs), "an image came twice"
     return images
@@ -804,7 +889,10 @@ def locate(view: Tensor, image: np.ndarray, crop: int) -> tuple[int, int, bool]:
     padded = torch.from_numpy(np.pad(image.astype(np.float32), crop))
     height, width = view.shape
     fits = [
-        (dy, dx, flip) for dy in range(2 * crop + 1) for dx in range(2 * crop + 1) for flip in (False, True)
+        (dy, dx, flip)
+        for dy in range(2 * crop + 1)
+        for dx in range(2 * crop + 1)
+        for flip in (False, True)
         if torch.equal(padded[dy : dy + height, dx : dx + width], view.flip(1) if flip else view)
     ]
     assert len(fits) == 1
@@ -849,8 +937,9 @@ def test_the_order_of_the_images_changes_with_epoch_and_order_seed(marked: DataS
 def test_batches_do_not_change_the_images_they_were_given(marked: DataSet) -> None:
     images = marked.train.images.copy()
     images.flags.writeable = False
-    source = Batches(dataclasses.replace(marked.train, images=images), marked, crop=2, flip=True, seed=0,
-                     device=torch.device("cpu"))
+    source = Batches(
+        dataclasses.replace(marked.train, images=images), marked, crop=2, flip=True, seed=0, device=torch.device("cpu")
+    )
     for batch in source.augmented(0, 64, 0):
         batch.images.zero_()
     for batch in source.plain(64):

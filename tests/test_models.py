@@ -43,7 +43,8 @@ def test_the_number_in_the_name_is_the_number_of_weighted_layers(name: str) -> N
     with torch.device("meta"):
         network = models.build(name, in_channels=3, classes=10)
     layers = [
-        module for path, module in network.named_modules()
+        module
+        for path, module in network.named_modules()
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) and "shortcut" not in path
     ]
     assert f"resnet{len(layers)}" == name
@@ -55,7 +56,9 @@ def test_the_size_known_before_training_is_the_size_of_the_network(
     kind: type, width: float, descriptor: int | None, channels: int
 ) -> None:
     config = kind(model="resnet14", width=width, descriptor_dim=descriptor)
-    network = models.build("resnet14", in_channels=channels, classes=7, width=width, descriptor=descriptor, image_size=8)
+    network = models.build(
+        "resnet14", in_channels=channels, classes=7, width=width, descriptor=descriptor, image_size=8
+    )
     assert budget.size(config, in_channels=channels, classes=7, image_size=8).params == count(network)
 
 
@@ -73,10 +76,19 @@ def test_the_size_counts_what_is_given_and_nothing_of_an_earlier_call() -> None:
     assert 4 * (sizes[3].flops - classifier) == sizes[0].flops - classifier
 
 
-@pytest.mark.parametrize(("width", "channels"), [
-    (2.0, (32, 64, 128)), (0.5, (8, 16, 32)), (0.25, (4, 8, 16)), (0.3, (5, 10, 19)), (0.01, (1, 1, 1)),
-])
-def test_the_width_multiplies_every_stage_and_leaves_at_least_one_channel(width: float, channels: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("width", "channels"),
+    [
+        (2.0, (32, 64, 128)),
+        (0.5, (8, 16, 32)),
+        (0.25, (4, 8, 16)),
+        (0.3, (5, 10, 19)),
+        (0.01, (1, 1, 1)),
+    ],
+)
+def test_the_width_multiplies_every_stage_and_leaves_at_least_one_channel(
+    width: float, channels: tuple[int, ...]
+) -> None:
     network = models.build("resnet8", width=width, **CIFAR)
     assert network.shapes.stages == channels
     assert network.stem[0].out_channels == channels[0]

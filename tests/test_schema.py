@@ -35,9 +35,18 @@ def faults(text: str) -> ConfigError:
     return caught.value
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("1e-3", 0.001), ("1E3", 1000.0), ("-2e+1", -20.0), (".5e1", 5.0), ("1.e2", 100.0), ("0.5", 0.5), ("7", 7),
-])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1E3", 1000.0),
+        ("-2e+1", -20.0),
+        (".5e1", 5.0),
+        ("1.e2", 100.0),
+        ("0.5", 0.5),
+        ("7", 7),
+    ],
+)
 def test_numbers_are_read_as_numbers_with_and_without_a_dot(text: str, value: float) -> None:
     tree = parse_yaml(f"a: {text}\nb: [{text}]\n", "run.yaml").tree
     assert tree == {"a": value, "b": [value]}
@@ -62,10 +71,22 @@ def test_a_key_that_stands_twice_is_an_error_with_the_line_of_the_second_at_any_
     assert "train.epochs (line 4): this key stands twice" in str(error)
 
 
-@pytest.mark.parametrize("text", [
-    "a: b: c", "a: [1, 2", "a: 'x", "a: \"x", "\ta: 1", "a: *nowhere", "a: !!python/object/apply:os.getcwd []",
-    "a: !unknown 1", "? [1]\n: 2\n", "a: \x00", "a: 1\n---\nb: 2\n",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: b: c",
+        "a: [1, 2",
+        "a: 'x",
+        'a: "x',
+        "\ta: 1",
+        "a: *nowhere",
+        "a: !!python/object/apply:os.getcwd []",
+        "a: !unknown 1",
+        "? [1]\n: 2\n",
+        "a: \x00",
+        "a: 1\n---\nb: 2\n",
+    ],
+)
 def test_what_is_not_yaml_is_an_error_that_says_so(text: str) -> None:
     assert "not valid YAML" in str(faults(text))
 
@@ -75,13 +96,15 @@ def test_a_date_that_does_not_exist_is_an_error_of_the_file(text: str) -> None:
     assert "run.yaml" in str(faults(text))
 
 
-@pytest.mark.parametrize("text", ["a: &x [*x]\n", "a: &x {b: *x}\n", "&x a: *x\n" "b: &y [[*y]]\n"])
+@pytest.mark.parametrize("text", ["a: &x [*x]\n", "a: &x {b: *x}\n", "&x a: *x\nb: &y [[*y]]\n"])
 def test_a_document_that_contains_itself_is_an_error_of_the_file(text: str) -> None:
     assert "run.yaml" in str(faults(text))
 
 
-@pytest.mark.parametrize(("text", "given"), [("", "nothing"), ("# only a remark\n", "nothing"), ("- a\n", "['a']"),
-                                             ("5", "5"), ("just a text", "just a text")])
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [("", "nothing"), ("# only a remark\n", "nothing"), ("- a\n", "['a']"), ("5", "5"), ("just a text", "just a text")],
+)
 def test_an_empty_file_and_one_without_a_mapping_are_errors(text: str, given: str) -> None:
     message = str(faults(text))
     assert "expected a mapping" in message
@@ -96,10 +119,13 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path) ->
         assert str(tmp_path / name) in str(caught.value)
 
 
-@given(st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=12,
-))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=12,
+    )
+)
 def test_reading_any_text_gives_a_mapping_or_an_error_of_ours(value: object) -> None:
     try:
         document = parse_yaml(f"a: {value}\nb: {value!r}\n", "run.yaml")
@@ -110,11 +136,21 @@ def test_reading_any_text_gives_a_mapping_or_an_error_of_ours(value: object) -> 
 
 def test_overrides_set_values_read_as_yaml_and_leave_the_tree_alone() -> None:
     tree = {"train": {"epochs": 1, "milestones": [0.5]}, "seed": 0}
-    result = apply_overrides(tree, [
-        "train.epochs=5", "train.lr=1e-2", "terms.kd.temperature=2", "seed=", "train.milestones=[0.1, 0.2]", "a.b=x=y",
-    ])
+    result = apply_overrides(
+        tree,
+        [
+            "train.epochs=5",
+            "train.lr=1e-2",
+            "terms.kd.temperature=2",
+            "seed=",
+            "train.milestones=[0.1, 0.2]",
+            "a.b=x=y",
+        ],
+    )
     assert result == {
-        "train": {"epochs": 5, "milestones": [0.1, 0.2], "lr": 0.01}, "terms": {"kd": {"temperature": 2}}, "seed": None,
+        "train": {"epochs": 5, "milestones": [0.1, 0.2], "lr": 0.01},
+        "terms": {"kd": {"temperature": 2}},
+        "seed": None,
         "a": {"b": "x=y"},
     }
     assert tree == {"train": {"epochs": 1, "milestones": [0.5]}, "seed": 0}
@@ -124,11 +160,18 @@ def test_a_later_override_wins() -> None:
     assert apply_overrides({}, ["a=1", "a=2"]) == {"a": 2}
 
 
-@pytest.mark.parametrize(("override", "word"), [
-    ("train.epochs", "KEY.PATH=VALUE"), ("=5", "KEY.PATH=VALUE"), ("a..b=5", "KEY.PATH=VALUE"),
-    ("a.=5", "KEY.PATH=VALUE"), ("seed.x=5", "'seed' is a value"), ("seed=[1", "not valid YAML"),
-    ("seed=a: b: c", "not valid YAML"),
-])
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("train.epochs", "KEY.PATH=VALUE"),
+        ("=5", "KEY.PATH=VALUE"),
+        ("a..b=5", "KEY.PATH=VALUE"),
+        ("a.=5", "KEY.PATH=VALUE"),
+        ("seed.x=5", "'seed' is a value"),
+        ("seed=[1", "not valid YAML"),
+        ("seed=a: b: c", "not valid YAML"),
+    ],
+)
 def test_an_override_that_makes_no_sense_is_an_error_that_repeats_it(override: str, word: str) -> None:
     with pytest.raises(UserError, match=word) as caught:
         apply_overrides({"seed": 1}, [override])
@@ -148,22 +191,29 @@ class _Outer(Section):
     name: str = "x"
 
 
-@pytest.mark.parametrize(("tree", "path", "words"), [
-    ({"inner": {"size": 1, "sise": 2}}, "inner.sise", ["unknown key", "'size'", "allowed: size, kind"]),
-    ({"inner": {"size": 1}, "shaer": 2}, "shaer", ["unknown key", "'share'", "inner, share, name"]),
-    ({"inner": {"size": 0}}, "inner.size", ["at least 1", "got 0"]),
-    ({"inner": {"size": 10}}, "inner.size", ["at most 9", "got 10"]),
-    ({"inner": {"size": "many"}}, "inner.size", ["a whole number", "got 'many'"]),
-    ({"inner": {"size": 1.5}}, "inner.size", ["a whole number", "got 1.5"]),
-    ({"inner": {"size": 1, "kind": "sqare"}}, "inner.kind", ["'round' or 'square'", "did you mean 'square'", "'sqare'"]),
-    ({"inner": {}}, "inner.size", ["required"]),
-    ({}, "inner", ["required"]),
-    ({"inner": 5}, "inner", ["a section of keys", "got 5"]),
-    ({"inner": {"size": 1}, "share": 0}, "share", ["greater than 0", "got 0"]),
-    ({"inner": {"size": 1}, "share": 1}, "share", ["less than 1", "got 1"]),
-    ({"inner": {"size": 1}, "share": None}, "share", ["a number", "got nothing"]),
-    ({"inner": {"size": 1}, "name": 5}, "name", ["a text", "got 5"]),
-])
+@pytest.mark.parametrize(
+    ("tree", "path", "words"),
+    [
+        ({"inner": {"size": 1, "sise": 2}}, "inner.sise", ["unknown key", "'size'", "allowed: size, kind"]),
+        ({"inner": {"size": 1}, "shaer": 2}, "shaer", ["unknown key", "'share'", "inner, share, name"]),
+        ({"inner": {"size": 0}}, "inner.size", ["at least 1", "got 0"]),
+        ({"inner": {"size": 10}}, "inner.size", ["at most 9", "got 10"]),
+        ({"inner": {"size": "many"}}, "inner.size", ["a whole number", "got 'many'"]),
+        ({"inner": {"size": 1.5}}, "inner.size", ["a whole number", "got 1.5"]),
+        (
+            {"inner": {"size": 1, "kind": "sqare"}},
+            "inner.kind",
+            ["'round' or 'square'", "did you mean 'square'", "'sqare'"],
+        ),
+        ({"inner": {}}, "inner.size", ["required"]),
+        ({}, "inner", ["required"]),
+        ({"inner": 5}, "inner", ["a section of keys", "got 5"]),
+        ({"inner": {"size": 1}, "share": 0}, "share", ["greater than 0", "got 0"]),
+        ({"inner": {"size": 1}, "share": 1}, "share", ["less than 1", "got 1"]),
+        ({"inner": {"size": 1}, "share": None}, "share", ["a number", "got nothing"]),
+        ({"inner": {"size": 1}, "name": 5}, "name", ["a text", "got 5"]),
+    ],
+)
 def test_a_fault_is_told_with_its_path_what_is_allowed_and_what_was_given(
     tree: dict, path: str, words: list[str]
 ) -> None:
@@ -176,7 +226,14 @@ def test_a_fault_is_told_with_its_path_what_is_allowed_and_what_was_given(
 
 def test_all_faults_are_found_in_one_go() -> None:
     _, problems = check(_Outer, {"inner": {"size": 0, "kind": "x", "y": 1}, "share": 2, "name": 5, "z": 1})
-    assert {key_path(problem.path) for problem in problems} == {"inner.size", "inner.kind", "inner.y", "share", "name", "z"}
+    assert {key_path(problem.path) for problem in problems} == {
+        "inner.size",
+        "inner.kind",
+        "inner.y",
+        "share",
+        "name",
+        "z",
+    }
 
 
 @pytest.mark.parametrize("key", ["int", "float", "str", "none", "function-after", "list", "dict"])
@@ -204,9 +261,16 @@ def test_every_knob_of_a_term_is_described(section: type[Section]) -> None:
     assert all(knob.description and knob.type for knob in found)
 
 
-@pytest.mark.parametrize(("path", "text"), [
-    ((), ""), (("a",), "a"), (("a", "b"), "a.b"), (("a", "b", 1, "c"), "a.b[1].c"), ((0, "a"), "[0].a"),
-])
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ((), ""),
+        (("a",), "a"),
+        (("a", "b"), "a.b"),
+        (("a", "b", 1, "c"), "a.b[1].c"),
+        ((0, "a"), "[0].a"),
+    ],
+)
 def test_a_key_path_is_written_as_people_write_it(path: tuple[str | int, ...], text: str) -> None:
     assert key_path(path) == text
 
@@ -214,14 +278,22 @@ def test_a_key_path_is_written_as_people_write_it(path: tuple[str | int, ...], t
 def test_the_nearest_name_is_offered_only_when_one_is_near() -> None:
     assert nearest("resnet9", ["resnet8", "vgg"]) == "; did you mean 'resnet8'?"
     assert nearest("zzz", ["resnet8", "vgg"]) == ""
-    assert unknown("model", "vgc", ["resnet8", "vgg"]) == "unknown model 'vgc'; did you mean 'vgg'? (known: resnet8, vgg)"
+    assert (
+        unknown("model", "vgc", ["resnet8", "vgg"]) == "unknown model 'vgc'; did you mean 'vgg'? (known: resnet8, vgg)"
+    )
 
 
-@pytest.mark.parametrize("error", [
-    ConfigError("run.yaml", [Problem(("a", 1), "is wrong", 3), Problem((), "is odd")]),
-    NonFiniteLossError(3, 7, {"ce": math.inf, "kd": 1.5}),
-    UserError("a"), RunError("b"), DataError("c"),
-], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError("run.yaml", [Problem(("a", 1), "is wrong", 3), Problem((), "is odd")]),
+        NonFiniteLossError(3, 7, {"ce": math.inf, "kd": 1.5}),
+        UserError("a"),
+        RunError("b"),
+        DataError("c"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_errors_survive_the_border_of_a_process(error: Exception) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)

@@ -88,7 +88,9 @@ def test_logits_is_what_one_computes_by_hand_and_a_mean_over_classes_and_batch()
     student = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
     teacher = torch.tensor([[0.0, 4.0], [0.0, 3.0]])
     assert logits_loss(student, teacher).item() == pytest.approx((1 + 4 + 0 + 9) / 4)
-    assert LogitsConfig().build(None, None)(Out(student, student), Out(teacher, teacher), None).item() == pytest.approx(3.5)
+    assert LogitsConfig().build(None, None)(Out(student, student), Out(teacher, teacher), None).item() == pytest.approx(
+        3.5
+    )
     assert logits_loss(student.repeat(1, 3), teacher.repeat(1, 3)).item() == pytest.approx(3.5)
 
 
@@ -105,7 +107,11 @@ def test_ce_is_what_one_computes_by_hand() -> None:
 def test_the_loss_is_the_weighted_sum_and_the_values_are_unweighted(make_taps: Callable) -> None:
     shapes, student = make_taps()
     _, teacher = make_taps(seed=1)
-    configs = {"ce": CrossEntropyConfig(weight=0.5), "kd": DistillationConfig(weight=3.0), "logits": LogitsConfig(weight=2.0)}
+    configs = {
+        "ce": CrossEntropyConfig(weight=0.5),
+        "kd": DistillationConfig(weight=3.0),
+        "logits": LogitsConfig(weight=2.0),
+    }
     target = torch.tensor([0, 1, 2])
     total, values = Objective(Terms(configs), shapes, shapes, 5)(student, teacher, target, 0.0)
     alone = {name: config.build(shapes, shapes)(student, teacher, target) for name, config in configs.items()}

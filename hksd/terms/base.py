@@ -7,6 +7,7 @@ state: adaptors that learn together with the student (`joint_parameters`) or an 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -22,7 +23,7 @@ Weight = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class TermConfig(Section):
+class TermConfig(Section, ABC):
     """Knobs of a term. Subclasses add theirs; every term has a weight."""
 
     weight: Weight = 1.0
@@ -30,22 +31,23 @@ class TermConfig(Section):
     student_needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     teacher_needs: ClassVar[frozenset[str]] = frozenset({"logits"})
 
+    @abstractmethod
     def build(self, student: TapShapes, teacher: TapShapes | None) -> Term:
         """Make the term for these networks (its state draws from torch's global generator).
 
         Raises:
             UserError: the term cannot work with these networks.
         """
-        raise NotImplementedError
 
     def factor(self, epoch: float, epochs: int) -> float:
         """Factor on the weight after `epoch` (fractional, from 0) of `epochs` epochs; 1 unless the term has a ramp."""
         return 1.0
 
 
-class Term(nn.Module):
+class Term(nn.Module, ABC):
     """A loss term with its state; subclasses define `forward`."""
 
+    @abstractmethod
     def forward(self, student: Out, teacher: Out | None, target: Tensor) -> Tensor:
         """Return the unweighted value of the term, a scalar.
 
@@ -54,7 +56,6 @@ class Term(nn.Module):
             teacher: taps of the frozen teacher, without gradients; None only for terms that need no teacher.
             target: labels (N,), int64.
         """
-        raise NotImplementedError
 
     def joint_parameters(self) -> list[nn.Parameter]:
         """Parameters that are optimised together with the student."""

@@ -28,12 +28,19 @@ EPOCHS, LATE = 40, 20.0  # an epoch at which every ramp is up
 FORMS: dict[str, list[dict[str, Any]]] = {
     "ce": [{"label_smoothing": 0.1}],
     "squeeze": [
-        {"depth": 1}, {"depth": 3, "levels": "all"}, {"compatibility": "gap"}, {"metric": "smooth_l1", "normalize": False},
-        {"compatibility": "additive_linear", "attend": "fused", "pool": "mean", "depth": 1}, {"share_query": False},
-        {"compatibility": "additive_tanh", "blocks": 1, "metric": "cosine"}, {"task_weight": 0.5},
+        {"depth": 1},
+        {"depth": 3, "levels": "all"},
+        {"compatibility": "gap"},
+        {"metric": "smooth_l1", "normalize": False},
+        {"compatibility": "additive_linear", "attend": "fused", "pool": "mean", "depth": 1},
+        {"share_query": False},
+        {"compatibility": "additive_tanh", "blocks": 1, "metric": "cosine"},
+        {"task_weight": 0.5},
     ],
     "adversarial": [
-        {"loss": "hinge"}, {"loss": "least_squares", "optimizer": "sgd"}, {"student_dropout": 0.3, "batch_norm": False},
+        {"loss": "hinge"},
+        {"loss": "least_squares", "optimizer": "sgd"},
+        {"student_dropout": 0.3, "batch_norm": False},
         {"category_weight": 0.0, "steps": 2},
     ],
 }
@@ -47,8 +54,15 @@ class Case:
     """A term with a student and a teacher that do not exist; the teacher's estimators are real."""
 
     def __init__(
-        self, make_taps: MakeTaps, name: str, knobs: dict[str, Any], *, batch: int = 3, dtype: torch.dtype = torch.float32,
-        student: dict[str, Any] | None = None, teacher: dict[str, Any] | None = None,
+        self,
+        make_taps: MakeTaps,
+        name: str,
+        knobs: dict[str, Any],
+        *,
+        batch: int = 3,
+        dtype: torch.dtype = torch.float32,
+        student: dict[str, Any] | None = None,
+        teacher: dict[str, Any] | None = None,
     ):
         self.config: TermConfig = TERMS[name].config(**knobs)
         self.student_shapes, self.student = make_taps(batch=batch, dtype=dtype, **(student or {}))
@@ -63,8 +77,13 @@ class Case:
     def squeezed(self, taps: Out) -> Out:
         """What the loop gives of a teacher: its taps and squeezed vectors, without gradients."""
         with torch.no_grad():
-            return Out(taps.logits.detach(), taps.embedding.detach(), [stage.detach() for stage in taps.stages],
-                       [[block.detach() for block in stage] for stage in taps.blocks], self.estimators(taps))
+            return Out(
+                taps.logits.detach(),
+                taps.embedding.detach(),
+                [stage.detach() for stage in taps.stages],
+                [[block.detach() for block in stage] for stage in taps.blocks],
+                self.estimators(taps),
+            )
 
     def build(self, dtype: torch.dtype = torch.float32) -> Term:
         torch.manual_seed(1)
@@ -105,7 +124,9 @@ def test_the_value_is_a_finite_scalar_with_finite_gradients(
 def test_half_precision_stays_near_single_precision(name: str, knobs: dict[str, Any], make_taps: MakeTaps) -> None:
     if "student_dropout" in knobs:
         pytest.skip("the noise differs between the two precisions")
-    exact, coarse = (Case(make_taps, name, knobs, dtype=dtype).value().item() for dtype in (torch.float32, torch.bfloat16))
+    exact, coarse = (
+        Case(make_taps, name, knobs, dtype=dtype).value().item() for dtype in (torch.float32, torch.bfloat16)
+    )
     assert coarse == pytest.approx(exact, rel=0.1, abs=0.05)
 
 
@@ -133,8 +154,12 @@ def test_the_gradient_reaches_the_taps_that_the_term_declares_and_an_own_step_re
     assert all(tensor.grad is None for tensor in leaves(case.student))
     case.value().backward()
     student = case.student
-    taps = {"logits": [student.logits], "embedding": [student.embedding], "stages": list(student.stages),
-            "blocks": [block for stage in student.blocks for block in stage]}
+    taps = {
+        "logits": [student.logits],
+        "embedding": [student.embedding],
+        "stages": list(student.stages),
+        "blocks": [block for stage in student.blocks for block in stage],
+    }
     declared = {id(tensor) for need in case.config.student_needs for tensor in taps[need]}
     reached = [tensor for tensor in leaves(student) if tensor.grad is not None]
     assert any(tensor.grad.abs().max() > 0 for tensor in reached)
@@ -148,7 +173,10 @@ def test_a_real_student_learns_and_a_real_teacher_and_its_estimators_are_not_tou
     torch.manual_seed(0)
     config, shape = TERMS[name].config(**knobs), {"in_channels": 1, "classes": 5, "image_size": 8}
     blocks = 3 if name == "squeeze" else 1  # so that numbers of taps other than "all" differ between the two
-    student, network = models.build("resnet8", width=0.25, **shape), models.build(f"resnet{6 * blocks + 2}", width=0.5, **shape)
+    student, network = (
+        models.build("resnet8", width=0.25, **shape),
+        models.build(f"resnet{6 * blocks + 2}", width=0.5, **shape),
+    )
     spec = (config if isinstance(config, SqueezeConfig) else SqueezeConfig()).attention()
     estimators = HierarchicalAttention(network.shapes, network.shapes.stages, spec)
     # Left in need of gradients on purpose: asking the teacher must be enough to keep them away.
@@ -226,8 +254,13 @@ def test_the_value_is_0_where_the_student_equals_the_teacher(name: str, make_tap
 def test_unlike_blocks_channels_sizes_and_descriptors_do_not_matter(
     name: str, knobs: dict[str, Any], make_taps: MakeTaps
 ) -> None:
-    case = Case(make_taps, name, knobs, student={"channels": (3, 5, 7), "blocks": 1, "embedding": 7},
-                teacher={"channels": (8, 10, 12), "blocks": 4, "size": 16, "embedding": 9})
+    case = Case(
+        make_taps,
+        name,
+        knobs,
+        student={"channels": (3, 5, 7), "blocks": 1, "embedding": 7},
+        teacher={"channels": (8, 10, 12), "blocks": 4, "size": 16, "embedding": 9},
+    )
     case.own_step()
     value = case.value()
     value.backward()
@@ -302,7 +335,9 @@ def test_a_weight_of_0_is_the_same_as_no_term(name: str, make_taps: MakeTaps) ->
 
 
 @every_term
-def test_the_weight_multiplies_the_share_of_the_total_and_not_the_reported_value(name: str, make_taps: MakeTaps) -> None:
+def test_the_weight_multiplies_the_share_of_the_total_and_not_the_reported_value(
+    name: str, make_taps: MakeTaps
+) -> None:
     case = Case(make_taps, name, {})
     totals = []
     for weight in (1.0, 2.5):
