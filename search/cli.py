@@ -161,7 +161,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search, log every trial in MLflow, export the best student."""
-    from search import console, run, tracking
+    from search import console, run, session, tracking
     from search import space as spaces
 
     output = Output(as_json)
@@ -172,7 +172,7 @@ def search(
     try:
         outcome = run.search(
             parsed,
-            name=name or run.new_name(parsed),
+            name=name or session.new_name(parsed),
             runs=runs,
             display=display,
             resume=resume,
@@ -300,8 +300,8 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
         sys.exit(FAILED)
     except Exception as error:
         # Imported here, since it would make every start slow.
-        run = sys.modules.get("search.run")
-        if run is not None and isinstance(error, run.InterruptedSearch):
+        session = sys.modules.get("search.session")
+        if session is not None and isinstance(error, session.InterruptedSearch):
             stop(f"stopped; everything is saved. Resume with:\n  {error}", INTERRUPTED)
         raise
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from hksd.export import Row
-from search.searcher import Assignment, Record
+from search.records import Assignment, Record
 
 HEARTBEAT_S = 10.0  # without a terminal, at least one line in that time
 

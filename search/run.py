@@ -6,43 +6,40 @@ import csv
 import dataclasses
 import io
 import json
-import re
-import shlex
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-import yaml
-from filelock import FileLock, Timeout
 
 from hksd import budget, loop
 from hksd import data as datasets
 from hksd import teacher as teachers
-from hksd.checkpoint import write_atomically
 from hksd.config import dump, flatten
 from hksd.data import DataSet
-from hksd.errors import RunError, UserError
+from hksd.errors import RunError
 from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
 from search import ray_env, tracking
 from search.console import Display, relative
+from search.records import Record
 from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search
-from search.searcher import Events, Ledger, Record
+from search.searcher import Events, Ledger
+from search.session import (
+    SPACE_FILE,
+    TEACHERS,
+    InterruptedSearch,
+    choose_folder,
+    how_to_resume,
+    interruptible,
+    locked,
+    resolved,
+    write,
+)
 from search.space import Space, check_feasible
 
-SPACE_FILE, TABLE_FILE = "space.yaml", "trials.csv"
-TEACHERS = "teachers"  # folder of cached teachers below the runs folder
-RESERVED = {TEACHERS, "mlflow-artifacts"}
-
-
-class InterruptedSearch(Exception):  # noqa: N818 - not an error: the user asked for it
-    """The user stopped the search; everything is saved. The text says how to resume."""
+TABLE_FILE = "trials.csv"
 
 
 @dataclass(frozen=True)
@@ -74,17 +71,6 @@ class Outcome:
     tracking: dict[str, Any]
 
 
-def new_name(space: Space) -> str:
-    """A fresh name: the space and the time."""
-    return f"{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-def resolved(space: Space) -> str:
-    """The space as one YAML text, overrides included."""
-    tree = {**space.tree, "search": dump(space.search)}
-    return yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False, allow_unicode=True)
-
-
 def search(
     space: Space,
     *,
@@ -112,22 +98,22 @@ def search(
         InterruptedSearch: stopped by the user.
     """
     start = time.monotonic()
-    folder = _folder(space, runs, name, resume)
+    folder = choose_folder(space, runs, name, resume)
     data = datasets.load(space.middle({}).data)  # faults of data and limits come before anything is written
     largest = check_feasible(space, loop.image_shape(data))
-    how_to_resume = _how_to_resume(folder, name, runs, address, tracking_uri)
-    with _locked(folder), _interruptible(display) as interrupt:
-        _write(folder / SPACE_FILE, resolved(space))
+    resume_command = how_to_resume(folder, name, runs, address, tracking_uri)
+    with locked(folder), interruptible(display) as interrupt:
+        write(folder / SPACE_FILE, resolved(space))
         try:
             teacher = teachers.prepare(
                 space.middle({}), data, cache_dir=(runs / TEACHERS).resolve(), on_progress=display.teacher
             )
         except KeyboardInterrupt:
-            raise InterruptedSearch(how_to_resume) from None
+            raise InterruptedSearch(resume_command) from None
         facts = _facts(space, name, data, teacher)
         if resume:
             facts["space"] = open_search(runs, name).facts.get("space", facts["space"])
-        _write(folder / FACTS_FILE, json.dumps(facts, indent=1))
+        write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         display.line(_teacher_line(facts["teacher"], teacher))
         uri = tracking.store(tracking_uri, runs)
         tracker = tracking.Tracker(uri, folder, name)
@@ -151,12 +137,12 @@ def search(
                 ledger.interrupt()
             display.close()
             found = open_search(runs, name)
-            _write(folder / TABLE_FILE, table_csv(found.records))
+            write(folder / TABLE_FILE, table_csv(found.records))
             status = "KILLED" if ledger.stopping else "FAILED" if found.best is None else status
             where = export_trial(found, data=data) if status == "FINISHED" else None
             sent = _finish_tracking(tracker, found, status, display, where)
         if ledger.stopping:
-            raise InterruptedSearch(how_to_resume)
+            raise InterruptedSearch(resume_command)
         if where is None:
             reasons = sorted({r.reason for r in found.records if r.status == "failed" and r.reason})
             raise RunError(f"no trial ran to its end: {'; '.join(reasons) or 'all were stopped early'}")
@@ -204,86 +190,6 @@ def _public(record: Record) -> dict[str, Any]:
         "mflops": record.mflops,
         "config": record.config,
     }
-
-
-def _folder(space: Space, runs: Path, name: str, resume: bool) -> Path:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in RESERVED:
-        raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' (not {', '.join(sorted(RESERVED))})")
-    folder = runs / name
-    if resume:
-        if not (folder / SPACE_FILE).exists():
-            raise UserError(f"{folder}: no search to resume; leave --resume out to start one")
-        before, now = (yaml.safe_load(text) for text in ((folder / SPACE_FILE).read_text(), resolved(space)))
-        for tree in (before, now):
-            tree["search"]["trials"] = tree["search"]["concurrent"] = None
-        changed = [key for key in {*before, *now} if before.get(key) != now.get(key)]
-        if changed:
-            raise UserError(
-                f"{folder}: the space has changed since the search began (section {', '.join(sorted(changed))}); "
-                f"resume with {folder / SPACE_FILE}, or start a new search"
-            )
-    elif folder.exists():
-        raise UserError(
-            f"{folder} exists already: continue it with `hksd search {relative(folder / SPACE_FILE)} --name {name} "
-            "--resume`, or choose another --name"
-        )
-    return folder
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_atomically(path, text.encode())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"{folder}: another process is running this search") from error
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-class _Interrupt:
-    """Ctrl-C: once ends every trial after its epoch, twice stops now."""
-
-    def __init__(self, display: Display):
-        self.display = display
-        self.ledger: Ledger | None = None
-
-    def __call__(self, number: int, frame: Any) -> None:
-        if self.ledger is None or self.ledger.stopping:
-            raise KeyboardInterrupt
-        self.ledger.stopping = True
-        self.display.line("stopping: each trial finishes its epoch and is saved (Ctrl-C again stops now)")
-
-
-@contextmanager
-def _interruptible(display: Display) -> Iterator[_Interrupt]:
-    handler = _Interrupt(display)
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield handler
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def _how_to_resume(folder: Path, name: str, runs: Path, address: str | None, uri: str | None) -> str:
-    words = ["hksd", "search", relative(folder / SPACE_FILE), "--name", name]
-    words += [] if runs == Path("runs") else ["--runs", relative(runs)]
-    words += ["--address", address] if address else []
-    words += ["--tracking-uri", uri] if uri and "@" not in uri else []  # a password does not belong on the screen
-    return shlex.join([*words, "--resume"])
 
 
 def _facts(space: Space, name: str, data: DataSet, teacher: Teacher) -> dict[str, Any]:

@@ -13,89 +13,20 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from hksd import budget
 from hksd.config import RunConfig, StudentConfig, config_hash, dump, from_tree
-from hksd.errors import ConfigError, UserError
+from hksd.errors import ConfigError
 from search.baselines import arms
+from search.records import STUDY_NAME, Assignment, Record, Status, open_storage, record
 from search.space import Space, within
 
-STUDY_FILE, STUDY_NAME = "study.journal", "search"
 PATIENCE = 200  # refused draws in a row after which the space counts as exhausted
-Status = Literal["complete", "pruned", "failed", "rejected", "duplicate", "running", "interrupted"]
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """A trial to train.
-
-    Attributes:
-        number: number of the trial in the study.
-        config: what to run.
-        arm: name of the arm, or None for a drawn trial.
-        size: cost of its student.
-        resumed: it was interrupted before and continues.
-    """
-
-    number: int
-    config: RunConfig
-    arm: str | None
-    size: budget.Size
-    resumed: bool = False
-
-    @property
-    def label(self) -> str:
-        """Short name for people: ``014 resnet8 w0.50 d2 kd+squeeze``."""
-        return label(self.number, self.config)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What the study knows of a trial.
-
-    Attributes:
-        number: number of the trial.
-        status: how it stands.
-        arm: name of the arm, or None.
-        config: its run configuration as nested mappings; None when the draw did not get that far.
-        params: parameters of its student.
-        mflops: MFLOPs of its student, 2 x MACs.
-        epoch: last epoch reported, 0 for none.
-        val_accuracy: validation accuracy of that epoch.
-        seconds: training time so far.
-        reason: why it failed or was refused.
-    """
-
-    number: int
-    status: Status
-    arm: str | None
-    config: dict[str, Any] | None
-    params: int | None
-    mflops: float | None
-    epoch: int
-    val_accuracy: float | None
-    seconds: float
-    reason: str | None
-
-    @property
-    def label(self) -> str:
-        """Short name for people; see `Assignment.label`."""
-        return label(self.number, from_tree(self.config)) if self.config else f"{self.number:03d}"
-
-
-def label(number: int, config: RunConfig) -> str:
-    """Short name of a trial for people: number, student, depth, terms."""
-    terms = config.terms.active()
-    depth = f" d{terms['squeeze'].depth}" if "squeeze" in terms else ""  # type: ignore[attr-defined]
-    short = "+".join("adv" if name == "adversarial" else name for name in terms)
-    return f"{number:03d} {config.student.model} w{config.student.width:.2f}{depth} {short}"
 
 
 @dataclass
@@ -105,18 +36,6 @@ class Events:
     started: list[Callable[[Assignment], None]] = field(default_factory=list)
     reported: list[Callable[[int, Mapping[str, Any]], None]] = field(default_factory=list)
     ended: list[Callable[[Record], None]] = field(default_factory=list)
-
-
-def open_storage(folder: Path) -> JournalStorage:
-    """Open the study's journal in the folder of a search.
-
-    Raises:
-        UserError: it cannot be read or written.
-    """
-    try:
-        return JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
-    except OSError as error:
-        raise UserError(f"{folder / STUDY_FILE}: {error.strerror}") from error
 
 
 class Ledger:
@@ -304,37 +223,3 @@ def _sampler(space: Space, asked: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
-
-
-def record(trial: FrozenTrial) -> Record:
-    """Read a trial of the study."""
-    facts, progress = trial.user_attrs.get("facts", {}), trial.user_attrs.get("progress", {})
-    states: dict[TrialState, Status] = {
-        TrialState.RUNNING: "running",
-        TrialState.COMPLETE: "complete",
-        TrialState.FAIL: "failed",
-    }
-    return Record(
-        number=trial.number,
-        status=trial.user_attrs.get("status", states.get(trial.state, "interrupted")),
-        arm=facts.get("arm"),
-        config=facts.get("config"),
-        params=facts.get("params"),
-        mflops=facts.get("mflops"),
-        epoch=progress.get("epoch", 0),
-        val_accuracy=progress.get("val_accuracy"),
-        seconds=progress.get("seconds", 0.0),
-        reason=trial.user_attrs.get("reason"),
-    )
-
-
-def read_records(folder: Path) -> list[Record]:
-    """Read all trials of the search in `folder`.
-
-    Raises:
-        UserError: there is no search.
-    """
-    if not (folder / STUDY_FILE).exists():
-        raise UserError(f"{folder}: no search here (no {STUDY_FILE})")
-    study = optuna.load_study(study_name=STUDY_NAME, storage=open_storage(folder))
-    return [record(trial) for trial in study.get_trials(deepcopy=False)]

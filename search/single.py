@@ -23,7 +23,7 @@ from hksd.schema import read_yaml
 from search import space as spaces
 from search.console import Display, percent
 from search.results import load_student
-from search.run import TEACHERS
+from search.session import TEACHERS
 
 if TYPE_CHECKING:
     from search.cli import Output

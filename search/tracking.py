@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from hksd.checkpoint import write_atomically
 from hksd.config import RunConfig, config_hash, dump, flatten
 from hksd.errors import UserError
-from search.searcher import Assignment, Record
+from search.records import Assignment, Record
 
 EXPERIMENT = "hksd"
 PARENT = "search"

@@ -1,0 +1,136 @@
+"""The surroundings of a search: its name and folder, the lock, Ctrl-C, the command that resumes it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from hksd.checkpoint import write_atomically
+from hksd.config import dump
+from hksd.errors import UserError
+from search.console import Display, relative
+from search.searcher import Ledger
+from search.space import Space
+
+SPACE_FILE = "space.yaml"
+TEACHERS = "teachers"  # folder of cached teachers below the runs folder
+RESERVED = {TEACHERS, "mlflow-artifacts"}
+
+
+class InterruptedSearch(Exception):  # noqa: N818 - not an error: the user asked for it
+    """The user stopped the search; everything is saved. The text says how to resume."""
+
+
+def new_name(space: Space) -> str:
+    """A fresh name: the space and the time."""
+    return f"{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def resolved(space: Space) -> str:
+    """The space as one YAML text, overrides included."""
+    tree = {**space.tree, "search": dump(space.search)}
+    return yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False, allow_unicode=True)
+
+
+def choose_folder(space: Space, runs: Path, name: str, resume: bool) -> Path:
+    """Return the folder of a new search, or of the one to resume; writes nothing.
+
+    Raises:
+        UserError: a name that cannot be, a search that exists, or none to resume, or one of another space.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in RESERVED:
+        raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' (not {', '.join(sorted(RESERVED))})")
+    folder = runs / name
+    if resume:
+        if not (folder / SPACE_FILE).exists():
+            raise UserError(f"{folder}: no search to resume; leave --resume out to start one")
+        before, now = (yaml.safe_load(text) for text in ((folder / SPACE_FILE).read_text(), resolved(space)))
+        for tree in (before, now):
+            tree["search"]["trials"] = tree["search"]["concurrent"] = None
+        changed = [key for key in {*before, *now} if before.get(key) != now.get(key)]
+        if changed:
+            raise UserError(
+                f"{folder}: the space has changed since the search began (section {', '.join(sorted(changed))}); "
+                f"resume with {folder / SPACE_FILE}, or start a new search"
+            )
+    elif folder.exists():
+        raise UserError(
+            f"{folder} exists already: continue it with `hksd search {relative(folder / SPACE_FILE)} --name {name} "
+            "--resume`, or choose another --name"
+        )
+    return folder
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file atomically; a fault is the user's to mend."""
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder and keep every other process out of it.
+
+    Raises:
+        UserError: it cannot be written, or another process has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"{folder}: another process is running this search") from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Interrupt:
+    """Ctrl-C: once ends every trial after its epoch, twice stops now."""
+
+    def __init__(self, display: Display):
+        self.display = display
+        self.ledger: Ledger | None = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        """Take a signal; before there are trials, the first one stops at once."""
+        if self.ledger is None or self.ledger.stopping:
+            raise KeyboardInterrupt
+        self.ledger.stopping = True
+        self.display.line("stopping: each trial finishes its epoch and is saved (Ctrl-C again stops now)")
+
+
+@contextmanager
+def interruptible(display: Display) -> Iterator[Interrupt]:
+    """Take over SIGINT and SIGTERM for the length of a search."""
+    handler = Interrupt(display)
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield handler
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def how_to_resume(folder: Path, name: str, runs: Path, address: str | None, uri: str | None) -> str:
+    """The command that continues a search."""
+    words = ["hksd", "search", relative(folder / SPACE_FILE), "--name", name]
+    words += [] if runs == Path("runs") else ["--runs", relative(runs)]
+    words += ["--address", address] if address else []
+    words += ["--tracking-uri", uri] if uri and "@" not in uri else []  # a password does not belong on the screen
+    return shlex.join([*words, "--resume"])
