@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from hksd.errors import Problem
 from hksd.models import check_name as check_model
-from hksd.schema import Document, Section, apply_overrides, check, read_yaml
+from hksd.schema import Document, Section, apply_overrides, check, read_yaml, to_yaml
 from hksd.terms import TERMS, TermConfig
 
+RANGE_HINT = "; ranges are for search spaces (`hksd search`), not for a single run"
+LAST_SEED = 2**63 - 1  # the largest that numpy, torch and Optuna all take
 ModelName = Annotated[str, AfterValidator(check_model)]
-DATASETS = ("digits", "cifar10", "cifar100", "folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,13 @@ class DataConfig(Section):
     root: Annotated[str | None, Field(description="where the files are; not needed for digits")] = None
     download: Annotated[bool, Field(description="let torchvision fetch CIFAR into root")] = False
     limit: Annotated[int | None, Field(ge=1, description="class-balanced subset of that many training images")] = None
-    image_size: Annotated[
-        int | None, Field(ge=4, description="resize to that many pixels (class folders, parquet)")
-    ] = None
+    image_size: Annotated[int | None, Field(ge=4, description="resize to that many pixels, height and width")] = None
     validation: Annotated[float, Field(gt=0, lt=1, description="share of the training images kept for validation")] = (
         0.1
     )
-    seed: Annotated[int, Field(ge=0, description="draws splits, subset and augmentation; shared by all trials")] = 0
+    seed: Annotated[
+        int, Field(ge=0, le=LAST_SEED, description="draws splits, subset and augmentation; shared by all trials")
+    ] = 0
     crop: Annotated[
         int | None, Field(ge=0, description="pad by that many pixels and crop; default 1 for digits, else 4")
     ] = None
@@ -92,7 +92,7 @@ class TeacherConfig(Section):
     batch_size: Annotated[int, Field(ge=1, description="images per step")] = 128
     lr: Annotated[float, Field(gt=0, description="peak learning rate (SGD with Nesterov momentum, cosine)")] = 0.1
     weight_decay: Annotated[float, Field(ge=0, description="weight decay")] = 5e-4
-    seed: Annotated[int, Field(ge=0, description="initial weights and order of images")] = 0
+    seed: Annotated[int, Field(ge=0, le=LAST_SEED, description="initial weights and order of images")] = 0
     threads: Annotated[int, Field(ge=1, description="CPU threads of its training; part of its exact reproduction")] = 1
     min_accuracy: Annotated[float, Field(ge=0, le=1, description="stop when its validation accuracy is lower")] = 0.0
     attention: Annotated[AttentionTraining, Field(description="its attention estimators")] = field(
@@ -201,7 +201,7 @@ class RunConfig(Section):
     student: Annotated[StudentConfig, Field(description="network to train")]
     terms: Annotated[Terms, Field(description="loss terms by name")]
     train: Annotated[TrainConfig, Field(description="optimiser and schedule")]
-    seed: Annotated[int, Field(ge=0, description="initial weights and order of images")] = 0
+    seed: Annotated[int, Field(ge=0, le=LAST_SEED, description="initial weights and order of images")] = 0
 
     SIGNAL: ClassVar[frozenset[str]] = frozenset({"ce", "kd", "logits"})  # terms that alone make a classifier
 
@@ -232,7 +232,7 @@ def from_document(document: Document) -> RunConfig:
     if isinstance(document.tree, dict) and "search" in document.tree:
         problem = Problem(("search",), "this is a search space; run it with `hksd search`, or take a run configuration")
         raise document.error([problem])
-    config, problems = check(RunConfig, document.tree)
+    config, problems = check(RunConfig, document.tree, hint=RANGE_HINT)
     if config is None:
         raise document.error(problems)
     return config
@@ -268,7 +268,7 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
 
 def dump_yaml(config: RunConfig) -> str:
     """Write a run configuration as YAML that `load` reads back to an equal object."""
-    return yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
+    return to_yaml(dump(config))
 
 
 def canonical(config: Any) -> Any:
@@ -281,8 +281,12 @@ def canonical(config: Any) -> Any:
         dead = config.dead_knobs() if isinstance(config, Section) else frozenset()
         live = [f.name for f in dataclasses.fields(config) if f.name not in dead]
         tree = {name: canonical(getattr(config, name)) for name in live}
-        if isinstance(config, RunConfig) and not any(t.teacher_needs for t in config.terms.active().values()):
-            tree.pop("teacher")
+        if isinstance(config, RunConfig):
+            needs = frozenset[str]().union(*(term.teacher_needs for term in config.terms.active().values()))
+            if not needs:
+                tree.pop("teacher")
+            elif "squeezed" not in needs:
+                tree["teacher"].pop("attention")
         return tree
     return [canonical(value) for value in config] if isinstance(config, tuple) else config
 

@@ -33,7 +33,7 @@ class ConfigError(UserError):
 
     Attributes:
         source: file (or other origin) the configuration came from.
-        problems: every fault found, in the order of the file.
+        problems: every fault found; for a file, in its order.
     """
 
     def __init__(self, source: str, problems: Sequence[Problem]):

@@ -7,9 +7,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from hksd.config import Terms
+from hksd import models
+from hksd.config import RunConfig, Terms
 from hksd.models.taps import Out, TapShapes
 from hksd.terms import Term
+
+
+def verify(config: RunConfig, *, in_channels: int, classes: int, image_size: int) -> None:
+    """Check, without memory or time, that the terms of a run fit its two networks.
+
+    Raises:
+        UserError: a term cannot work with them; says which and why.
+    """
+    image = {"in_channels": in_channels, "classes": classes, "image_size": image_size}
+    with torch.device("meta"):
+        student, teacher = (
+            models.build(net.model, width=net.width, descriptor=net.descriptor_dim, **image).shapes if net else None
+            for net in (config.student, config.teacher)
+        )
+        assert student is not None
+        Objective(config.terms, student, teacher, config.train.epochs)
 
 
 class Objective(nn.Module):

@@ -27,7 +27,7 @@ Path_ = tuple[str | int, ...]
 class Section:
     """Base of every configuration dataclass: unknown keys are errors, and a section knows its dead knobs."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     def dead_knobs(self) -> frozenset[str]:
         """Names of fields that cannot influence the run given the other fields (left out of the hash)."""
@@ -43,8 +43,9 @@ class Document:
     lines: Mapping[Path_, int]
 
     def error(self, problems: Sequence[Problem]) -> ConfigError:
-        """Build the error for `problems`, each with the line where its key stands."""
-        return ConfigError(self.source, [dataclasses.replace(p, line=p.line or self._line(p.path)) for p in problems])
+        """Build the error for `problems`, each with the line where its key stands, in the order of the file."""
+        placed = [dataclasses.replace(p, line=p.line or self._line(p.path)) for p in problems]
+        return ConfigError(self.source, sorted(placed, key=lambda p: (p.line is None, p.line or 0)))
 
     def _line(self, path: Path_) -> int | None:
         for end in range(len(path), 0, -1):
@@ -67,23 +68,38 @@ def read_yaml(path: Path) -> Document:
     return parse_yaml(text, str(path))
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader with the scalars of YAML 1.2: ``off`` is a text (a key of ours) and ``1e-3`` is a number."""
+# Scalars as in YAML 1.2: `off` (a key of ours) and dates are texts, 1e-3 is a number.
+_FLOAT = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$")
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    return {
+        first: [(tag, pattern) for tag, pattern in found if tag.split(":")[-1] not in ("bool", "timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+class _Loader(yaml.SafeLoader):
+    """The safe loader with the scalars above."""
+
+    yaml_implicit_resolvers = _resolvers()
+
+
+class _Dumper(yaml.SafeDumper):
+    """The safe dumper that quotes what `_Loader` would not read as a text."""
+
+    yaml_implicit_resolvers = _resolvers()
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def to_yaml(tree: Any) -> str:
+    """Write mappings, lists and values as YAML that `parse_yaml` reads back to the same."""
+    return str(yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def parse_scalar(text: str) -> Any:
@@ -105,25 +121,29 @@ def parse_yaml(text: str, source: str) -> Document:
         raise ConfigError(source, [Problem((), f"expected a mapping of sections, got {describe(tree)}")])
     lines: dict[Path_, int] = {}
     assert node is not None
-    twice = [Problem(path, "this key stands twice", line) for path, line in _walk(node, (), lines)]
-    if twice:
-        raise ConfigError(source, twice)
+    faults = list(_walk(node, (), lines, ()))
+    if faults:
+        raise ConfigError(source, faults)
     return Document(tree, source, lines)
 
 
-def _walk(node: yaml.Node, path: Path_, lines: dict[Path_, int]) -> Iterator[tuple[Path_, int]]:
-    """Fill `lines` below `node`; yield every key that stands twice."""
+def _walk(node: yaml.Node, path: Path_, lines: dict[Path_, int], above: tuple[yaml.Node, ...]) -> Iterator[Problem]:
+    """Fill `lines` below `node`; yield every key that stands twice and every alias to something around it."""
+    if any(node is other for other in above):
+        yield Problem(path, "this contains itself", node.start_mark.line + 1)
+        return
+    above = (*above, node)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             where, line = (*path, str(key.value)), key.start_mark.line + 1
             if where in lines:
-                yield where, line
+                yield Problem(where, "this key stands twice", line)
             lines[where] = line
-            yield from _walk(value, where, lines)
+            yield from _walk(value, where, lines, above)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines[(*path, index)] = value.start_mark.line + 1
-            yield from _walk(value, (*path, index), lines)
+            yield from _walk(value, (*path, index), lines, above)
 
 
 def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -161,8 +181,8 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def check(kind: type[T], tree: Any) -> tuple[T | None, list[Problem]]:
-    """Validate `tree` against the dataclass `kind`.
+def check(kind: type[T], tree: Any, *, hint: str = "") -> tuple[T | None, list[Problem]]:
+    """Validate `tree` against the dataclass `kind`; `hint` is added where a mapping stands in place of a value.
 
     Returns:
         The object and no problems, or None and every problem found.
@@ -171,7 +191,7 @@ def check(kind: type[T], tree: Any) -> tuple[T | None, list[Problem]]:
         value: T = _adapter(kind).validate_python(tree)  # type: ignore[arg-type]  # classes are hashable
         return value, []
     except ValidationError as error:
-        return None, [_problem(kind, dict(detail)) for detail in error.errors()]
+        return None, [_problem(kind, dict(detail), hint) for detail in error.errors()]
 
 
 def build(kind: type[T], tree: Any, source: str = "configuration") -> T:
@@ -186,8 +206,8 @@ def build(kind: type[T], tree: Any, source: str = "configuration") -> T:
     return value
 
 
-def _problem(kind: type, detail: Mapping[str, Any]) -> Problem:
-    path = tuple(key for key in detail["loc"] if key not in _NOISE)
+def _problem(kind: type, detail: Mapping[str, Any], hint: str) -> Problem:
+    path = tuple(detail["loc"])
     context, given, code = detail.get("ctx", {}), detail.get("input"), detail["type"]
     got = f" (got {describe(given)})"
     if code in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -203,16 +223,15 @@ def _problem(kind: type, detail: Mapping[str, Any]) -> Problem:
         message = f"must be {_RANGES[code]} {next(iter(context.values()))}{got}"
     elif code == "value_error":
         message = str(context["error"])
-    elif isinstance(given, dict) and code in _TYPES:
-        message = f"must be {_TYPES[code]}{got}; ranges are for search spaces (`hksd search`), not for a single run"
     elif code in _TYPES:
         message = f"must be {_TYPES[code]}{got}"
     else:
         message = f"{detail['msg'][0].lower()}{detail['msg'][1:]}{got}"
+    if isinstance(given, dict) and code not in ("extra_forbidden", "unexpected_keyword_argument", "dataclass_type"):
+        message += hint
     return Problem(path, message)
 
 
-_NOISE = frozenset({"function-after", "int", "float", "str", "none"})
 _RANGES = {
     "greater_than": "greater than",
     "greater_than_equal": "at least",
@@ -296,9 +315,17 @@ def knobs(section: type[Section]) -> list[Knob]:
     return result
 
 
+def _names(kind: Any) -> list[str]:
+    """The names of a type's alternatives: literals, members of a union, or the type itself."""
+    if get_args(kind) and get_origin(kind) is not tuple:
+        return [name for part in get_args(kind) for name in _names(part)]
+    if isinstance(kind, str):
+        return [kind]
+    return ["null" if kind is type(None) else str(getattr(kind, "__name__", kind))]
+
+
 def _type_name(kind: Any, info: FieldInfo | None) -> str:
-    values = [str(value) for value in get_args(kind) if isinstance(value, str)]
-    name = " | ".join(values) if values else str(getattr(kind, "__name__", kind)).replace("None", "null")
+    name = " | ".join(_names(kind))
     for bound in info.metadata if info else ():
         for key, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
             if getattr(bound, key, None) is not None:

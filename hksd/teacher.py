@@ -76,7 +76,9 @@ class Teacher:
         out = self.model.taps(images)
         if "squeezed" in needs:
             assert self.attention is not None
-            return dataclasses.replace(out, blocks=(), squeezed=self.attention(out))
+            out = dataclasses.replace(out, squeezed=self.attention(out))
+        if "blocks" not in needs:
+            out = dataclasses.replace(out, blocks=())  # many and large: let them go
         return out
 
     def to(self, device: torch.device) -> Teacher:

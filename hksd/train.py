@@ -14,6 +14,7 @@ from hksd.config import RunConfig, dump_yaml
 from hksd.data import DataSet
 from hksd.errors import UserError
 from hksd.loop import EpochReport, OnEpoch, Result
+from hksd.objective import verify
 from hksd.teacher import Teacher
 
 CONFIG_FILE, RESULT_FILE, WEIGHTS_FILE = "config.yaml", "result.json", "student.safetensors"
@@ -53,6 +54,7 @@ def fit(
         except OSError as error:
             raise UserError(f"{out_dir}: cannot be written: {error.strerror}") from error
     data = data or datasets.load(config.data)
+    verify(config, **loop.image_shape(data))
     wanted = any(term.teacher_needs for term in config.terms.active().values())
     if wanted and teacher is None:
         teacher = teachers.prepare(config, data, cache_dir=cache_dir)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 
 from hksd import budget, config, models, schema
-from hksd.errors import UserError
+from hksd.errors import ConfigError, UserError
 from hksd.terms import TERMS
 from search import space as spaces
 
@@ -68,12 +68,15 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
     space = spaces.load(name, overrides)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=space.search.seed))
-    drawn = [space.draw(study.ask()) for _ in range(max(samples, SHARE_DRAWS))]
+    draws = max(samples, SHARE_DRAWS)
+    drawn = [draw for _ in range(draws) if (draw := _draw(space, study.ask())) is not None]
+    if not drawn:
+        raise UserError(f"{space.source}: no random draw of this space makes a valid run")
     try:
         shape = loop.image_shape(datasets.load(space.middle({}).data))
         sizes = [budget.size(draw.student, **shape) for draw in drawn]
         largest = spaces.check_feasible(space, shape)
-        share = sum(not spaces.within(space.search.limits, size) for size in sizes) / len(sizes)
+        share = sum(not spaces.within(space.search.limits, size) for size in sizes) / draws
         problem = None
     except UserError as error:
         sizes, share, largest, problem = [], None, None, str(error)
@@ -85,7 +88,7 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
         "share_within_limits": share,
         "problem": problem,
         "distinct": distinct,
-        "draws": len(drawn),
+        "draws": draws,
         "largest_student": config.dump(largest) if largest else None,
         "samples": [config.canonical(draw) for draw in drawn[:samples]],
     }
@@ -104,12 +107,12 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
             say(f"sizes unknown: {problem}")
         else:
             say(
-                f"{share:.0%} of {len(drawn)} random draws are within the limits; the arms take "
+                f"{share:.0%} of {draws} random draws are within the limits; the arms take "
                 f"{largest.model} w{largest.width:g}, the largest"
                 if largest
                 else ""
             )
-        say(f"{distinct} of {len(drawn)} random draws are different configurations")
+        say(f"{distinct} of {draws} random draws are different configurations")
         for number, draw in enumerate(drawn[:samples]):
             flat = config.flatten(config.canonical(draw))
             mine = {key: flat[key] for key in facts["ranges"] if key in flat}
@@ -120,6 +123,14 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
             )
 
     output.give(facts, show)
+
+
+def _draw(space: spaces.Space, trial: optuna.Trial) -> config.RunConfig | None:
+    """Draw a configuration, or None where the draw makes no valid run (every term absent, say)."""
+    try:
+        return space.draw(trial)
+    except ConfigError:
+        return None
 
 
 def _show_tree(say: Any, space: spaces.Space) -> None:

@@ -63,25 +63,23 @@ class Range:
             middle = low + round((middle - low) / step) * step
         return int(middle) if self.kind == "int" else middle
 
-    def grid(self, points: int = 9) -> tuple[Any, ...]:
-        """All choices, or up to `points` values from low to high."""
-        if self.kind == "choice":
-            return self.values
+    def at(self, share: float) -> Any:
+        """The value at a share (0 to 1) of a range of numbers, on its steps; rises with the share."""
         low, high = self.values
         if self.kind == "int" or self.step:
             step = self.step or 1
-            count = int((high - low) / step + 1e-9) + 1
-            picks = sorted({round(i * (count - 1) / (min(points, count) - 1 or 1)) for i in range(min(points, count))})
-            values = [low + pick * step for pick in picks]
-            return tuple(int(value) for value in values) if self.kind == "int" else tuple(values)
-        shares = [i / (points - 1) for i in range(points)]
-        if self.kind == "log_uniform":
-            return tuple(low * (high / low) ** share for share in shares)
-        return tuple(low + (high - low) * share for share in shares)
+            value = low + int(share * int((high - low) / step + 1e-9) + 1e-9) * step
+            return int(value) if self.kind == "int" else value
+        return low * (high / low) ** share if self.kind == "log_uniform" else low + (high - low) * share
 
-    def ends(self) -> list[tuple[tuple[str | int, ...], Any]]:
-        """Every value to validate, with its key path below the range: all choices, or low and high."""
-        return [((self.kind, i), value) for i, value in enumerate(self.values)]
+    def samples(self) -> list[tuple[tuple[str | int, ...], Any]]:
+        """Values that stand for all in a validation, with their key path below the range: choices, or the ends.
+
+        A range of numbers adds a value between its ends, so that one that only starts and ends on whole numbers is
+        not taken for whole numbers.
+        """
+        ends: list[tuple[tuple[str | int, ...], Any]] = [((self.kind, i), value) for i, value in enumerate(self.values)]
+        return ends if self.kind == "choice" else [*ends, ((self.kind,), self.at(0.3819660112501051))]
 
     def __str__(self) -> str:
         if self.kind == "choice":
@@ -121,13 +119,15 @@ def parse(node: Mapping[str, Any], path: tuple[str | int, ...]) -> tuple[Range |
     if step is not None and (kind not in ("uniform", "int") or not _number(step) or float(step) <= 0):
         message = f"must be a number above 0, in a uniform or int range (got {describe(step)})"
         faults.append(Problem((*path, "step"), message))
+    elif step is not None and kind == "int" and not float(step).is_integer():
+        faults.append(Problem((*path, "step"), f"must be a whole number in an int range (got {describe(step)})"))
     faults += _choice_faults(values, where) if kind == "choice" else _bound_faults(kind, values, where)
     if faults:
         return None, faults
     if kind != "choice":
-        values = [int(v) if kind == "int" else float(v) for v in values]
+        values = [int(float(v)) if kind == "int" else float(v) for v in values]
     if step is not None:
-        step = int(step) if kind == "int" else float(step)
+        step = int(float(step)) if kind == "int" else float(step)
     return Range(kind, tuple(values), step, float(off)), []
 
 

@@ -20,7 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hksd import budget
 from hksd.config import RunConfig, StudentConfig, config_hash, dump, from_tree
-from hksd.errors import ConfigError
+from hksd.errors import ConfigError, UserError
+from hksd.objective import verify
 from search.baselines import arms
 from search.records import STUDY_NAME, Assignment, Record, Status, open_storage, record
 from search.space import Space, within
@@ -115,11 +116,15 @@ class Ledger:
         return None
 
     def _draw(self, trial: optuna.Trial, arm: str | None) -> Assignment | None:
-        """Take in an arm, or a draw; a draw that makes no valid run (every term absent, say) is refused."""
+        """Take in an arm, or a draw; one that makes no valid run (every term absent, say) is refused."""
         try:
             config = self.arms[arm] if arm else self.space.draw(trial)
+            verify(config, **self.shape)
         except ConfigError as error:
             self._refuse(trial, "rejected", "; ".join(str(problem) for problem in error.problems))
+            return None
+        except UserError as error:
+            self._refuse(trial, "rejected", str(error))
             return None
         return self._admit(trial, config, arm, resumed=False)
 

@@ -12,12 +12,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from hksd.checkpoint import write_atomically
 from hksd.config import dump
 from hksd.errors import UserError
+from hksd.schema import parse_yaml, to_yaml
 from search.console import Display, relative
 from search.searcher import Ledger
 from search.space import Space
@@ -39,7 +39,7 @@ def new_name(space: Space) -> str:
 def resolved(space: Space) -> str:
     """The space as one YAML text, overrides included."""
     tree = {**space.tree, "search": dump(space.search)}
-    return yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False, allow_unicode=True)
+    return to_yaml(json.loads(json.dumps(tree)))
 
 
 def choose_folder(space: Space, runs: Path, name: str, resume: bool) -> Path:
@@ -54,7 +54,8 @@ def choose_folder(space: Space, runs: Path, name: str, resume: bool) -> Path:
     if resume:
         if not (folder / SPACE_FILE).exists():
             raise UserError(f"{folder}: no search to resume; leave --resume out to start one")
-        before, now = (yaml.safe_load(text) for text in ((folder / SPACE_FILE).read_text(), resolved(space)))
+        texts = (folder / SPACE_FILE).read_text(), resolved(space)
+        before, now = (parse_yaml(text, str(folder / SPACE_FILE)).tree for text in texts)
         for tree in (before, now):
             tree["search"]["trials"] = tree["search"]["concurrent"] = None
         changed = [key for key in {*before, *now} if before.get(key) != now.get(key)]

@@ -67,7 +67,7 @@ class SearchConfig(Section):
     scheduler: Annotated[Scheduler, BeforeValidator(_scheduler), Field(description="early stopping")] = field(
         default_factory=Scheduler
     )
-    seed: Annotated[int, Field(ge=0, description="seed of the sampler")] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="seed of the sampler")] = 0
     concurrent: Annotated[int | None, Field(ge=1, description="trials at once; default what the resources allow")] = (
         None
     )

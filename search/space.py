@@ -8,7 +8,7 @@ parameters that exist.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from search.ranges import Draws, Range
 from search.settings import Limits, SearchConfig
 
 Path_ = tuple[str | int, ...]
+BISECTION_SHARE = 1e-4  # of a range: finer than any change of a channel count
 FIXED = {
     "data": "all trials must see the same images",
     "teacher": "a search has one teacher",
@@ -81,19 +82,27 @@ class Space:
             for key, value in node.items()
         }
         value, _ = check(section, {**known, **drawn})
-        return value.dead_knobs() if value is not None else frozenset()
+        if value is None:
+            return frozenset()
+        if getattr(value, "weight", None) == 0:  # a term of weight 0 is no term
+            return frozenset(section_fields(section)) - {"weight"}
+        return frozenset(value.dead_knobs())
 
     def middle(self, replacements: Mapping[str, Any]) -> RunConfig:
         """The configuration in the middle of every range, with whole sections replaced."""
         tree = {**_resolve(self.tree, (), lambda path: self.ranges[path].middle(), self.ranges), **replacements}
         return from_tree(tree, self.source)
 
-    def students(self) -> Iterator[StudentConfig]:
-        """The students of the space: every combination of choices, and a grid over ranges of numbers."""
+    def smallest_students(self) -> Iterator[dict[str, Any]]:
+        """The `student` section for every combination of choices, with every range of numbers at its low end."""
         node = self.tree["student"]
         keys = [key for key in node if ("student", key) in self.ranges]
-        for values in itertools.product(*(self.ranges[("student", key)].grid() for key in keys)):
-            yield build(StudentConfig, {**node, **dict(zip(keys, values, strict=True))}, self.source)
+        options = [
+            spread.values if spread.kind == "choice" else spread.values[:1]
+            for spread in (self.ranges[("student", key)] for key in keys)
+        ]
+        for values in itertools.product(*options):
+            yield {**node, **dict(zip(keys, values, strict=True))}
 
     def with_trials(self, trials: int | None) -> Space:
         """This space with another number of trials."""
@@ -118,6 +127,9 @@ def within(limits: Limits, size: budget.Size) -> list[str]:
 def check_feasible(space: Space, shape: Mapping[str, int]) -> StudentConfig:
     """Return the largest student of the space within its limits.
 
+    Sizes rise with every number of the `student` section, so the low ends decide whether anything fits, and each
+    combination of choices is grown from there by bisection, one number after the other.
+
     Args:
         space: the space.
         shape: `in_channels`, `classes` and `image_size` of the data.
@@ -125,15 +137,23 @@ def check_feasible(space: Space, shape: Mapping[str, int]) -> StudentConfig:
     Raises:
         UserError: no student is within the limits; says which limit is impossible and the smallest size reachable.
     """
-    sized = [(student, budget.size(student, **shape)) for student in space.students()]
-    inside = [(student, size) for student, size in sized if not within(space.search.limits, size)]
-    if inside:
-        return max(inside, key=lambda pair: (pair[1].params, pair[1].flops))[0]
-    limits, lines = space.search.limits, []
+
+    def measure(section: Mapping[str, Any]) -> tuple[StudentConfig, budget.Size]:
+        student = build(StudentConfig, section, space.source)
+        return student, budget.size(student, **shape)
+
+    def fits(section: Mapping[str, Any]) -> bool:
+        return not within(space.search.limits, measure(section)[1])
+
+    smallest = list(space.smallest_students())
+    grown = [measure(_grow(section, space, fits)) for section in smallest if fits(section)]
+    if grown:
+        return max(grown, key=lambda pair: (pair[1].params, pair[1].flops))[0]
+    sized, limits, lines = [measure(section) for section in smallest], space.search.limits, []
     for name, limit in (("params", limits.params), ("mflops", limits.mflops)):
         if limit is None:
             continue
-        student, size = min(sized, key=lambda pair: getattr(pair[1], name))
+        student, size = min(sized, key=lambda pair: float(getattr(pair[1], name)))
         least = getattr(size, name)
         verdict = "impossible" if least > limit else "possible alone"
         lines.append(
@@ -141,6 +161,22 @@ def check_feasible(space: Space, shape: Mapping[str, int]) -> StudentConfig:
             f"({student.model}, width {student.width:g})"
         )
     raise UserError(f"{space.source}: search.limits: no student of this space is within the limits; {'; '.join(lines)}")
+
+
+def _grow(section: dict[str, Any], space: Space, fits: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
+    """Raise every number of a `student` section as far as it fits."""
+    for key in section:
+        spread = space.ranges.get(("student", key))
+        if spread is None or spread.kind == "choice":
+            continue
+        low, high = 0.0, 1.0
+        if fits({**section, key: spread.at(1.0)}):
+            low = 1.0
+        while high - low > BISECTION_SHARE and low < 1.0:
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits({**section, key: spread.at(middle)}) else (low, middle)
+        section = {**section, key: spread.at(low)}
+    return section
 
 
 def find(name: str) -> Path:
@@ -205,6 +241,9 @@ def parse(document: Document, name: str) -> Space:
     search, faults = check(SearchConfig, document.tree["search"])
     problems += [replace(fault, path=("search", *fault.path)) for fault in faults]
     problems += _misplaced(found)
+    if "teacher" not in tree:
+        message = "this section is required in a search space: the arms need a teacher too"
+        problems.append(Problem(("teacher",), message))
     problems += _too_many_threads(tree, search) if search is not None else []
     blamed = {problem.path for problem in problems}
     first = _resolve(tree, (), lambda path: found[path].values[0], found)
@@ -217,7 +256,7 @@ def parse(document: Document, name: str) -> Space:
         and not any(_below(fault.path, path) or (fault.path and _below(path, fault.path)) for path in blamed)
     ]
     for path, spread in found.items():
-        for below, value in spread.ends():
+        for below, value in spread.samples():
             changed = _resolve(tree, (), lambda p, at=path, v=value: v if p == at else found[p].values[0], found)
             _, faults = check(RunConfig, changed)
             problems += [replace(fault, path=(*path, *below)) for fault in faults if _below(fault.path, path)]

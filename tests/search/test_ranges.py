@@ -135,7 +135,7 @@ def test_whatever_stands_there_gives_either_a_range_or_faults(node: dict[str, An
     assert (spread is None) == bool(faults)
     if spread is not None:
         assert spread.kind in node
-        spread.middle(), spread.grid(), str(spread)
+        spread.middle(), spread.samples(), str(spread)
     for fault in faults:
         assert fault.path[:2] == PATH
         assert fault.message
@@ -187,28 +187,26 @@ def test_the_middle_is_the_first_choice_the_mean_or_the_geometric_mean(text: str
 
 
 @given(spreads(), st.integers(2, 12))
-def test_the_grid_is_inside_rises_and_reaches_the_ends(spread: Range, points: int) -> None:
-    grid = spread.grid(points)
-    assert all(inside(spread, value) for value in grid)
+def test_the_values_at_rising_shares_rise_are_inside_and_reach_the_ends(spread: Range, points: int) -> None:
     if spread.kind == "choice":
-        assert grid == spread.values
         return
+    values = [spread.at(i / (points - 1)) for i in range(points)]
+    assert all(inside(spread, value) for value in values)
+    assert sorted(values) == values
     low, high = spread.values
-    assert 1 <= len(grid) <= points
-    assert sorted(set(grid)) == list(grid)
-    assert grid[0] == low
-    assert high - grid[-1] < (spread.step or 1e-9 * max(abs(low), abs(high)))
+    assert values[0] == low
+    assert high - values[-1] < (spread.step or 1e-9 * max(abs(low), abs(high)))
 
 
-@pytest.mark.parametrize(("text", "grid"), [
-    ("{int: [1, 4]}", (1, 2, 3, 4)), ("{int: [1, 10], step: 4}", (1, 5, 9)), ("{int: [0, 100]}", (0, 25, 50, 75, 100)),
-    ("{uniform: [0, 1]}", (0.0, 0.25, 0.5, 0.75, 1.0)), ("{uniform: [0, 1], step: 0.5}", (0.0, 0.5, 1.0)),
+@pytest.mark.parametrize(("text", "values"), [
+    ("{int: [0, 100]}", (0, 25, 50, 75, 100)), ("{int: [1, 10], step: 4}", (1, 1, 5, 5, 9)),
+    ("{uniform: [0, 1]}", (0.0, 0.25, 0.5, 0.75, 1.0)), ("{uniform: [0, 1], step: 0.5}", (0.0, 0.0, 0.5, 0.5, 1.0)),
     ("{log_uniform: [1, 16]}", (1.0, 2.0, 4.0, 8.0, 16.0)),
 ])
-def test_the_grid_is_the_steps_or_evenly_spread_points(text: str, grid: tuple[Any, ...]) -> None:
+def test_a_share_finds_the_step_below_it_or_the_point_itself(text: str, values: tuple[Any, ...]) -> None:
     spread, _ = read(text)
     assert spread is not None
-    assert spread.grid(5) == pytest.approx(grid)
+    assert tuple(spread.at(share) for share in (0, 0.25, 0.5, 0.75, 1)) == pytest.approx(values)
 
 
 @given(spreads(), st.integers(0, 1000))
@@ -248,8 +246,10 @@ def test_every_value_of_a_finite_range_is_drawn(text: str, expected: set[Any]) -
 
 
 @given(spreads())
-def test_ends_name_every_choice_or_both_bounds_by_their_path(spread: Range) -> None:
-    assert spread.ends() == [((spread.kind, i), value) for i, value in enumerate(spread.values)]
+def test_what_is_to_be_validated_holds_every_choice_or_both_bounds_with_their_path(spread: Range) -> None:
+    ends = spread.samples()
+    assert [((spread.kind, i), value) for i, value in enumerate(spread.values)] == ends[: len(spread.values)]
+    assert all(path[0] == spread.kind and inside(spread, value) for path, value in ends[len(spread.values) :])
 
 
 @pytest.mark.parametrize(("text", "shown"), [

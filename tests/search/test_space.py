@@ -54,7 +54,9 @@ class Dice:
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        return self.random.uniform(low, high)
+        if step:
+            return low + step * self.random.randrange(int((high - low) / step + 1e-9) + 1)
+        return low * (high / low) ** self.random.random() if log else self.random.uniform(low, high)
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
         return self.random.randrange(low, high + 1, step)
@@ -99,11 +101,11 @@ def test_draws_and_arms_of_every_shipped_space_are_runs_and_its_limits_bind(name
     if space.tree["data"]["name"] == "digits":
         shape = {"in_channels": 1, "classes": 10, "image_size": 8}
     largest = check_feasible(space, shape)
-    assert len(arms(space, largest)) == 2
+    assert all(arm.student == largest for arm in arms(space, largest).values())
     drawn = [draw for draw, _ in draws(space, 100)]
     assert len({config_hash(draw) for draw in drawn}) > 90
     kept = [not within(space.search.limits, budget.size(draw.student, **shape)) for draw in drawn]
-    assert 20 < sum(kept)
+    assert sum(kept) > 20
     assert max(budget.size(d.student, **shape).params for d, k in zip(drawn, kept, strict=True) if k) <= budget.size(
         largest, **shape
     ).params
@@ -203,7 +205,7 @@ def test_a_fault_is_told_once_with_its_key_and_line(text: str, path: str, messag
 @pytest.mark.parametrize("place", ["train: {epochs: 2, lr: {uniform: [0.1, 0.2], off: 0.5}}",
                                    "student: {model: resnet8, width: {choice: [1], off: 0.5}}"])
 def test_only_a_term_can_be_switched_off(place: str) -> None:
-    lines = {"student": "student: {model: resnet8}", "train": "train: {epochs: 2}"}
+    lines = {"teacher": "teacher: {model: resnet8}", "student": "student: {model: resnet8}", "train": "train: {epochs: 2}"}
     lines[place.partition(":")[0]] = place
     found = faults("\n".join(["data: {name: digits}", *lines.values(), "terms: {ce: {}}", "search: {trials: 2}", ""]))
     assert [path.rpartition(".")[2] for path in found] == ["off"]
@@ -250,7 +252,8 @@ def test_a_term_that_is_absent_draws_none_of_its_knobs(make_space: Make) -> None
     seen = set()
     for drawn, params in draws(make_space(), 100):
         kd = {key for key in params if key.startswith("terms.kd.") and not key.endswith(".off")}
-        assert kd == ({"terms.kd.weight", "terms.kd.temperature"} if "kd" in drawn.terms else set())
+        expected = {"terms.kd.weight", "terms.kd.temperature"} if "kd" in drawn.terms else set()
+        assert kd == expected
         seen.add("kd" in drawn.terms)
     assert seen == {True, False}
 
@@ -433,7 +436,8 @@ def put(tree: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str,
 
 @pytest.mark.parametrize("spread", TRIED, ids=str)
 def test_whatever_loads_as_a_space_can_be_drawn(spread: dict[str, Any], space_text: Make) -> None:
-    document = parse_yaml(space_text(student={"model": "resnet8", "width": 1.0}, terms={"ce": {}}), "tried.yaml")
+    fixed = {"student": {"model": "resnet8", "width": 1.0}, "terms": {"ce": {}, "logits": {}}}
+    document = parse_yaml(space_text(**fixed), "tried.yaml")
     undrawable, loaded = set(), 0
     for path in FREE:
         try:
@@ -448,25 +452,6 @@ def test_whatever_loads_as_a_space_can_be_drawn(spread: dict[str, Any], space_te
                 undrawable.add(".".join(path))
     assert loaded
     assert not undrawable
-
-
-@pytest.mark.parametrize("terms", [
-    {"ce": {"weight": {"uniform": [0.1, 1], "off": 0.5}}, "kd": {"weight": {"uniform": [0.1, 1], "off": 0.5}}},
-    {"ce": {"weight": {"choice": [1, 0]}}},
-    {"ce": {"weight": {"choice": [1, 0]}}, "kd": {"weight": {"uniform": [1, 2], "off": 0.5}}},
-    {"kd": {"weight": {"choice": [1.0], "off": 0.5}}, "squeeze": {}},
-    {"ce": {"weight": {"choice": [1.0], "off": 0.5}}, "adversarial": {"category_weight": {"choice": [1, 0]}}},
-], ids=str)
-def test_a_space_whose_draws_can_be_without_any_signal_is_refused_or_draws_none_of_those(
-    terms: dict[str, Any], make_space: Make
-) -> None:
-    try:
-        space = make_space(terms=terms)
-    except ConfigError as error:
-        assert "no term tells the student the classes" in str(error)
-        return
-    for drawn, _ in draws(space, 60):
-        assert drawn.terms.active()
 
 
 # --- the middle, and overrides
