@@ -144,8 +144,8 @@ class TrainConfig(Section):
             object.__setattr__(self, "nesterov", False)  # Nesterov's form of no momentum is plain SGD
 
     def dead_knobs(self) -> frozenset[str]:
-        """`milestones` and `gamma` belong to the multistep schedule."""
-        return frozenset({"milestones", "gamma"}) if self.schedule == "cosine" else frozenset()
+        """`milestones` and `gamma` belong to the multistep schedule; the device is a place, not a setting."""
+        return frozenset({"device", *(("milestones", "gamma") if self.schedule == "cosine" else ())})
 
 
 class Terms(Mapping[str, TermConfig]):

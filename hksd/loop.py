@@ -27,13 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hksd import checkpoint, evaluate, models
-from hksd.config import RunConfig, TrainConfig, config_hash
+from hksd.config import RunConfig, TrainConfig, config_hash, dump_yaml
 from hksd.data import DataSet
 from hksd.data.augment import Batches
 from hksd.errors import NonFiniteLossError, UserError
 from hksd.models.taps import Out, TappedNet, TapShapes
 from hksd.objective import Objective
 
+CONFIG_FILE = "config.yaml"
 EVALUATION_BATCH = 512
 GPU_GUARD_STEPS = 25  # on a GPU the loss is looked at this often, since each look waits for the device
 
@@ -160,6 +161,7 @@ def run(
         loop = _Loop(config, data, teacher, teacher_shapes, device, out_dir)
         if out_dir is not None and resume:
             loop.resume()
+        loop.note_config()
         return loop.train(on_epoch)
 
 
@@ -218,6 +220,14 @@ class _Loop:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.history = [EpochReport(**report) for report in state["history"]]
 
+    def note_config(self) -> None:
+        """Put the configuration beside the checkpoints, once it is clear that they belong to it."""
+        if self.out_dir is not None:
+            try:
+                checkpoint.write_atomically(self.out_dir / CONFIG_FILE, dump_yaml(self.config).encode())
+            except OSError as error:
+                raise UserError(f"{self.out_dir}: cannot be written: {error.strerror}") from error
+
     def save(self) -> None:
         if self.out_dir is None:
             return
@@ -273,7 +283,8 @@ class _Loop:
             if self.device.type == "cpu" or step % GPU_GUARD_STEPS == 0:
                 self.guard(total, values, epoch, step)
             self.optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            if total.requires_grad:  # not while the ramps of all terms are at 0
+                total.backward()
             if train.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
             self.optimizer.step()

@@ -14,7 +14,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -165,7 +165,7 @@ def prepare(
 def _training(config: RunConfig, settings: TeacherConfig) -> RunConfig:
     """The run that trains a teacher: the same loop, cross-entropy alone."""
     return RunConfig(
-        data=config.data,
+        data=replace(config.data, limit=None, image_size=None, validation=0.1),  # the images are given; views count
         student=StudentConfig(model=settings.model, width=settings.width, descriptor_dim=settings.descriptor_dim),
         terms=Terms({"ce": CrossEntropyConfig()}),
         train=TrainConfig(
@@ -236,12 +236,12 @@ def _recall(folder: Path, name: str, empty: Callable[[], M]) -> tuple[M, dict[st
     if not facts_file.exists():
         return None
     try:
-        facts: dict[str, Any] = json.loads(facts_file.read_text())
-        if hashlib.sha256(weights_file.read_bytes()).hexdigest() != facts["sha256"]:
+        # The facts beside the weights are for people; what counts is inside the file that the checksum covers.
+        if hashlib.sha256(weights_file.read_bytes()).hexdigest() != json.loads(facts_file.read_text())["sha256"]:
             raise UserError(f"{weights_file}: damaged")
         module = empty()
-        weights.load_into(module, weights_file)
-    except (UserError, ValueError, KeyError, OSError) as error:
+        facts: dict[str, Any] = json.loads(weights.load_into(module, weights_file)["facts"])
+    except (UserError, ValueError, KeyError, TypeError, OSError) as error:
         log.warning("%s: cached teacher is damaged (%s) and is made again", weights_file, error)
         return None
     return module, facts

@@ -10,14 +10,14 @@ from hksd import budget, loop, weights
 from hksd import data as datasets
 from hksd import teacher as teachers
 from hksd.checkpoint import write_atomically
-from hksd.config import RunConfig, dump_yaml
+from hksd.config import RunConfig
 from hksd.data import DataSet
-from hksd.errors import UserError
+from hksd.errors import RunError, UserError
 from hksd.loop import EpochReport, OnEpoch, Result
 from hksd.objective import verify
 from hksd.teacher import Teacher
 
-CONFIG_FILE, RESULT_FILE, WEIGHTS_FILE = "config.yaml", "result.json", "student.safetensors"
+RESULT_FILE, WEIGHTS_FILE = "result.json", "student.safetensors"
 
 
 def fit(
@@ -49,10 +49,7 @@ def fit(
         RunError: a loss that is not finite, a teacher that is too weak, a checkpoint that cannot be written.
     """
     if out_dir is not None:
-        try:
-            write_atomically(out_dir / CONFIG_FILE, dump_yaml(config).encode())
-        except OSError as error:
-            raise UserError(f"{out_dir}: cannot be written: {error.strerror}") from error
+        _probe(out_dir)
     data = data or datasets.load(config.data)
     verify(config, **loop.image_shape(data))
     wanted = any(term.teacher_needs for term in config.terms.active().values())
@@ -65,9 +62,21 @@ def fit(
         teacher, shapes = teacher.to(loop.resolve_device(config.train.device)), teacher.model.shapes
     result = loop.run(config, data, teacher, shapes, out_dir=out_dir, on_epoch=on_epoch, resume=resume)
     if out_dir is not None and not result.stopped:
-        weights.save(out_dir / WEIGHTS_FILE, result.student, student_metadata(config, data, result))
-        write_atomically(out_dir / RESULT_FILE, json.dumps(summary(config, data, result), indent=1).encode())
+        try:
+            weights.save(out_dir / WEIGHTS_FILE, result.student, student_metadata(config, data, result))
+            write_atomically(out_dir / RESULT_FILE, json.dumps(summary(config, data, result), indent=1).encode())
+        except OSError as error:
+            raise RunError(f"{error.filename or out_dir}: the result cannot be written: {error.strerror}") from error
     return result
+
+
+def _probe(folder: Path) -> None:
+    """Find out before a long run, not after it, whether the folder can be written."""
+    try:
+        write_atomically(folder / ".probe", b"")
+        (folder / ".probe").unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def student_metadata(config: RunConfig, data: DataSet, result: Result) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -89,12 +90,31 @@ def open_storage(folder: Path) -> JournalStorage:
     """Open the study's journal in the folder of a search.
 
     Raises:
-        UserError: it cannot be read or written.
+        UserError: it cannot be read or written, or is no journal.
     """
+    path = folder / STUDY_FILE
     try:
-        return JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
+        return JournalStorage(JournalFileBackend(str(path)))
     except OSError as error:
-        raise UserError(f"{folder / STUDY_FILE}: {error.strerror}") from error
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (KeyError, ValueError, AssertionError) as error:
+        raise UserError(f"{path}: damaged, or no journal of a study") from error
+
+
+def mend_journal(folder: Path) -> None:
+    """Take off the part of a line that a process left when it died while it wrote; call it before writing."""
+    path = folder / STUDY_FILE
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole, _, tail = content.rpartition(b"\n")
+    if not tail:
+        return
+    try:
+        json.loads(tail)
+        path.write_bytes(content + b"\n")
+    except ValueError:
+        path.write_bytes(whole + b"\n" if whole else b"")
 
 
 def record(trial: FrozenTrial) -> Record:
@@ -127,5 +147,10 @@ def read_records(folder: Path) -> list[Record]:
     """
     if not (folder / STUDY_FILE).exists():
         raise UserError(f"{folder}: no search here (no {STUDY_FILE})")
-    study = optuna.load_study(study_name=STUDY_NAME, storage=open_storage(folder))
-    return [record(trial) for trial in study.get_trials(deepcopy=False)]
+    try:
+        study = optuna.load_study(study_name=STUDY_NAME, storage=open_storage(folder))
+        return [record(trial) for trial in study.get_trials(deepcopy=False)]
+    except (KeyError, ValueError, AssertionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder / STUDY_FILE}: damaged, or no journal of a study") from error

@@ -23,7 +23,7 @@ from hksd.config import RunConfig, StudentConfig, config_hash, dump, from_tree
 from hksd.errors import ConfigError, UserError
 from hksd.objective import verify
 from search.baselines import arms
-from search.records import STUDY_NAME, Assignment, Record, Status, open_storage, record
+from search.records import STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
 from search.space import Space, within
 
 PATIENCE = 200  # refused draws in a row after which the space counts as exhausted
@@ -55,6 +55,7 @@ class Ledger:
     ):
         self.space, self.shape, self.events = space, dict(shape), events or Events()
         self.objectives = [space.search.maximize, *space.search.minimize]
+        mend_journal(folder)
         self.storage = open_storage(folder)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
@@ -82,14 +83,23 @@ class Ledger:
         return attributes
 
     def _take_over(self) -> None:
-        """Continue a study: trials left RUNNING by a dead process wait again, finished ones count."""
+        """Continue a study whose process may have died at any write.
+
+        What was refused but not yet told is told; what was running waits again, and was admitted if it has a status;
+        what is finished counts.
+        """
         for trial in self._trials():
-            if trial.state == TrialState.RUNNING:
-                self._wait_again(trial._trial_id)
             status, facts = trial.user_attrs.get("status"), trial.user_attrs.get("facts")
-            if status in ("complete", "pruned", "failed"):
+            if trial.state == TrialState.RUNNING:
+                if status in ("rejected", "duplicate"):
+                    self.study.tell(trial.number, state=TrialState.PRUNED)
+                elif status is not None:
+                    self._wait_again(trial._trial_id)
+                else:
+                    self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            elif trial.state.is_finished() and status in ("complete", "pruned", "failed"):
                 self.trained += 1
-            if facts and status not in ("duplicate", "rejected"):
+            if facts and status not in (None, "duplicate", "rejected"):
                 self.hashes.setdefault(facts["hash"], trial.number)
 
     def _wait_again(self, trial_id: int) -> None:
@@ -102,9 +112,10 @@ class Ledger:
             if self.stopping or self.trained + len(self.live) >= self.space.search.trials:
                 return None
             trial = self.study.ask()
-            known = self._attributes(trial).get("facts")
-            if known:
-                assignment = self._admit(trial, from_tree(known["config"]), known["arm"], resumed=True)
+            attributes = self._attributes(trial)
+            if known := attributes.get("facts"):
+                resumed = attributes.get("status") == "interrupted"
+                assignment = self._admit(trial, from_tree(known["config"]), known["arm"], resumed)
             else:
                 given = {t.user_attrs["facts"]["arm"] for t in self._trials() if "facts" in t.user_attrs}
                 arm = next((name for name in self.arms if name not in given), None)
@@ -198,9 +209,9 @@ class Ledger:
         values: list[float] | None = None,
         reason: str | None = None,
     ) -> None:
-        trial.set_user_attr("status", status)
         if reason is not None:
             trial.set_user_attr("reason", reason)
+        trial.set_user_attr("status", status)  # last: a status stands for a conclusion that is whole
         self.study.tell(trial, values=values, state=state)
         self.trained += status in ("complete", "pruned", "failed")
         self._announce(trial.number)

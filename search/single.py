@@ -119,10 +119,10 @@ def evaluate_one(output: Output, target: str, split: str, overrides: list[str]) 
         raise UserError(f"--split {split}: must be val or test")
     path = Path(target)
     folder = path if path.is_dir() else path.parent
-    named = [folder / name for name in (EXPORTED_CONFIG, training.CONFIG_FILE)]
+    named = [folder / name for name in (EXPORTED_CONFIG, loop.CONFIG_FILE)]
     config_file = path if path.is_file() else next((file for file in named if file.exists()), None)
     if config_file is None:
-        raise UserError(f"{target}: expected a folder with {EXPORTED_CONFIG} or {training.CONFIG_FILE}, or such a file")
+        raise UserError(f"{target}: expected a folder with {EXPORTED_CONFIG} or {loop.CONFIG_FILE}, or such a file")
     if not (folder / training.WEIGHTS_FILE).exists():
         raise UserError(
             f"{folder}: no {training.WEIGHTS_FILE} here; train with `hksd train {config_file} --out DIR` first"

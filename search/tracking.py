@@ -113,9 +113,9 @@ class Tracker:
             self.earlier = frozenset(self.runs)
         spool = folder / SPOOL_FILE
         if spool.exists():
+            # The file stays until all of it is sent; sending a record twice leaves the store as it is.
             for line in spool.read_text().splitlines():
                 self._pending.put(json.loads(line))
-            spool.unlink()
         self._thread.start()
 
     def start_search(self, params: Mapping[str, str], space_yaml: str) -> None:
@@ -134,11 +134,14 @@ class Tracker:
             "hksd.status": "running",
             "hksd.config_hash": config_hash(assignment.config),
         }
-        metrics = {"params": float(assignment.size.params), "mflops": assignment.size.mflops}
         self._put(
-            "start", str(assignment.number), name=assignment.label, tags=tags, params=flat_params(assignment.config)
+            "start",
+            str(assignment.number),
+            name=assignment.label,
+            tags=tags,
+            params=flat_params(assignment.config),
+            metrics={"params": float(assignment.size.params), "mflops": assignment.size.mflops},
         )
-        self._put("metrics", str(assignment.number), metrics=metrics, step=0)
 
     def epoch(self, number: int, report: Mapping[str, Any]) -> None:
         """Log the report of an epoch as one batch."""
@@ -165,13 +168,15 @@ class Tracker:
             return Outcome(0, 0, None)
         self._deadline = time.monotonic() + FLUSH_S
         self._pending.put(None)
-        self._thread.join(FLUSH_S + 15)
-        if self._unsent:
-            lines = "".join(json.dumps(operation) + "\n" for operation in self._unsent)
-            try:
-                write_atomically(self.folder / SPOOL_FILE, lines.encode())
-            except OSError as error:
-                self.problem = f"{self.problem}; and the spool cannot be written: {error.strerror}"
+        self._thread.join()
+        spool = self.folder / SPOOL_FILE
+        try:
+            if self._unsent:
+                write_atomically(spool, "".join(json.dumps(record) + "\n" for record in self._unsent).encode())
+            else:
+                spool.unlink(missing_ok=True)
+        except OSError as error:
+            self.problem = f"{self.problem}; and the spool cannot be written: {error.strerror}"
         return Outcome(self.sent, len(self._unsent), self.problem if self._unsent else None)
 
     def _put(self, kind: str, run: str, **fields: Any) -> None:
@@ -179,29 +184,36 @@ class Tracker:
             self._pending.put({"kind": kind, "run": run, "time": int(time.time() * 1000), **fields})
 
     def _work(self) -> None:
+        files: list[dict[str, Any]] = []
         while (operation := self._pending.get()) is not None:
-            if self._unsent or not self._deliver(operation):
-                self._unsent.append(operation)  # records stay in order: after one fails for good, all are spooled
+            if self._unsent:
+                self._unsent.append(operation)  # records stay in order: after one is given up, all are spooled
+            elif not self._deliver(operation, patient=operation["kind"] != "text"):
+                # Files lie in another store than figures, and must not hold those up.
+                (files if operation["kind"] == "text" else self._unsent).append(operation)
+        self._unsent += [file for file in files if self._unsent or not self._deliver(file, patient=False)]
 
-    def _deliver(self, operation: dict[str, Any]) -> bool:
-        """Send one record, trying again until it is taken or time is up."""
-        while True:
+    def _deliver(self, operation: dict[str, Any], patient: bool) -> bool:
+        """Send one record; when patient, try again until it is taken or time is up."""
+        while time.monotonic() < self._deadline:
             try:
                 self._client = self._client or self._connect()
                 self._send(self._client, operation)
                 self.sent += 1
                 return True
             except Exception as error:  # the store is another program's: whatever it raises, training goes on
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = _reason(error, self.uri or "")
                 if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
                     log.warning("MLflow refuses a record of run %s for good: %s", operation["run"], reason)
                     return True
                 if self.problem != reason:
                     self.problem = reason
                     log.warning("MLflow cannot be written, records are kept and tried again: %s", reason)
-                if time.monotonic() > self._deadline:
+                if not patient:
                     return False
                 time.sleep(RETRY_S)
+        self.problem = self.problem or "there was no time left"
+        return False
 
     def _connect(self) -> Any:
         _quiet_environment()
@@ -242,6 +254,8 @@ class Tracker:
             params = [Param(key, value[:6000]) for key, value in operation["params"].items() if new]
             for start in range(0, len(params), BATCH_PARAMS):
                 client.log_batch(run, params=params[start : start + BATCH_PARAMS])
+            if new:
+                client.log_batch(run, metrics=[Metric(k, v, at, 0) for k, v in operation.get("metrics", {}).items()])
         elif operation["kind"] == "metrics":
             step = operation["step"]
             client.log_batch(run, metrics=[Metric(k, float(v), at, step) for k, v in operation["metrics"].items()])
@@ -278,9 +292,15 @@ def check(uri: str) -> str:
 
         count = len(MlflowClient(tracking_uri=uri).search_experiments(max_results=100))
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"MLflow store {_without_password(uri)} cannot be used: {reason}") from error
+        raise UserError(f"MLflow store {_without_password(uri)} cannot be used: {_reason(error, uri)}") from None
     return f"{_without_password(uri)}: {count} experiment(s)"
+
+
+def _reason(error: Exception, uri: str) -> str:
+    """The first line of an error, without the password of the store."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    password = urlsplit(uri).password
+    return text.replace(password, "***") if password else text
 
 
 def _without_password(uri: str) -> str:

@@ -448,6 +448,7 @@ def test_changing_the_tree_afterwards_does_not_change_the_configuration(make_tre
 def test_terms_stand_in_the_order_of_the_registry_however_they_were_written(make_tree: Make) -> None:
     backwards = dict(reversed(ALL_TERMS.items()))
     config = from_tree(make_tree(terms=backwards))
+    assert list(Terms(dict(reversed(list(config.terms.items()))))) == list(TERMS)
     assert list(config.terms) == list(TERMS)
     assert config == from_tree(make_tree(terms=ALL_TERMS))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -70,8 +71,13 @@ class Batches:
         return len(self.labels)
 
     def steps(self, batch_size: int) -> int:
-        """Number of batches of an epoch; the last one may be smaller."""
-        return -(-len(self) // batch_size)
+        """Number of batches of an epoch."""
+        return len(self._starts(batch_size))
+
+    def _starts(self, batch_size: int) -> list[int]:
+        """First rows of the batches; a last image alone joins the batch before it (batch norm cannot train on one)."""
+        starts = list(range(0, len(self), batch_size))
+        return starts[:-1] if batch_size > 1 and len(starts) > 1 and len(self) - starts[-1] == 1 else starts
 
     def augmented(self, epoch: int, batch_size: int, order_seed: int) -> Iterator[Batch]:
         """Yield one epoch of cropped and flipped batches, in an order drawn from (order_seed, epoch)."""
@@ -83,8 +89,9 @@ class Batches:
         generator = torch.Generator().manual_seed((order_seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(len(self), generator=generator)
         device = self.images.device
-        for start in range(0, len(self), batch_size):
-            rows = order[start : start + batch_size]
+        starts = self._starts(batch_size)
+        for start, end in pairwise([*starts, len(self)]):
+            rows = order[start:end]
             at = rows.to(device)
             images = self.windows[at, dy[rows].to(device), dx[rows].to(device)]
             if flipped is not None:

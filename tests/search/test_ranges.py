@@ -186,27 +186,25 @@ def test_the_middle_is_the_first_choice_the_mean_or_the_geometric_mean(text: str
     assert type(spread.middle()) is type(middle)
 
 
-@given(spreads(), st.integers(2, 12))
-def test_the_values_at_rising_shares_rise_are_inside_and_reach_the_ends(spread: Range, points: int) -> None:
-    if spread.kind == "choice":
-        return
-    values = [spread.at(i / (points - 1)) for i in range(points)]
-    assert all(inside(spread, value) for value in values)
-    assert sorted(values) == values
+@given(spreads().filter(lambda spread: spread.kind != "choice"), st.lists(st.floats(0, 1), min_size=2, max_size=6))
+def test_shares_of_a_range_of_numbers_lie_inside_and_rise_from_its_low_end(spread: Range, shares: list[float]) -> None:
+    found = [spread.at(share) for share in sorted(shares)]
+    assert all(inside(spread, value) for value in found)
+    assert sorted(found) == found
     low, high = spread.values
-    assert values[0] == low
-    assert high - values[-1] < (spread.step or 1e-9 * max(abs(low), abs(high)))
+    assert spread.at(0.0) == low
+    assert high - spread.at(1.0) < (spread.step or 1e-9 * max(abs(low), abs(high)))
 
 
 @pytest.mark.parametrize(("text", "values"), [
-    ("{int: [0, 100]}", (0, 25, 50, 75, 100)), ("{int: [1, 10], step: 4}", (1, 1, 5, 5, 9)),
+    ("{int: [1, 4]}", (1, 1, 2, 3, 4)), ("{int: [1, 10], step: 4}", (1, 1, 5, 5, 9)),
     ("{uniform: [0, 1]}", (0.0, 0.25, 0.5, 0.75, 1.0)), ("{uniform: [0, 1], step: 0.5}", (0.0, 0.0, 0.5, 0.5, 1.0)),
     ("{log_uniform: [1, 16]}", (1.0, 2.0, 4.0, 8.0, 16.0)),
 ])
-def test_a_share_finds_the_step_below_it_or_the_point_itself(text: str, values: tuple[Any, ...]) -> None:
+def test_quarters_of_a_range_are_its_steps_or_evenly_spread(text: str, values: tuple[Any, ...]) -> None:
     spread, _ = read(text)
     assert spread is not None
-    assert tuple(spread.at(share) for share in (0, 0.25, 0.5, 0.75, 1)) == pytest.approx(values)
+    assert [spread.at(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx(values)
 
 
 @given(spreads(), st.integers(0, 1000))
@@ -246,10 +244,21 @@ def test_every_value_of_a_finite_range_is_drawn(text: str, expected: set[Any]) -
 
 
 @given(spreads())
-def test_what_is_to_be_validated_holds_every_choice_or_both_bounds_with_their_path(spread: Range) -> None:
-    ends = spread.samples()
-    assert [((spread.kind, i), value) for i, value in enumerate(spread.values)] == ends[: len(spread.values)]
-    assert all(path[0] == spread.kind and inside(spread, value) for path, value in ends[len(spread.values) :])
+def test_what_is_validated_holds_every_choice_or_both_ends_with_their_path_and_nothing_outside(spread: Range) -> None:
+    samples = spread.samples()
+    ends = [((spread.kind, i), value) for i, value in enumerate(spread.values)]
+    assert samples[: len(ends)] == ends
+    assert all(path[0] == spread.kind and inside(spread, value) for path, value in samples[len(ends) :])
+
+
+@pytest.mark.parametrize(("text", "whole"), [
+    ("{uniform: [1, 3]}", False), ("{log_uniform: [1, 64]}", False), ("{uniform: [1, 9], step: 0.5}", False),
+    ("{uniform: [1, 3], step: 1}", True), ("{int: [1, 30]}", True),
+])
+def test_a_range_that_only_starts_and_ends_on_whole_numbers_is_not_validated_as_whole(text: str, whole: bool) -> None:
+    spread, _ = read(text)
+    assert spread is not None
+    assert all(float(value).is_integer() for _, value in spread.samples()) == whole
 
 
 @pytest.mark.parametrize(("text", "shown"), [

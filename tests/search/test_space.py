@@ -205,7 +205,8 @@ def test_a_fault_is_told_once_with_its_key_and_line(text: str, path: str, messag
 @pytest.mark.parametrize("place", ["train: {epochs: 2, lr: {uniform: [0.1, 0.2], off: 0.5}}",
                                    "student: {model: resnet8, width: {choice: [1], off: 0.5}}"])
 def test_only_a_term_can_be_switched_off(place: str) -> None:
-    lines = {"teacher": "teacher: {model: resnet8}", "student": "student: {model: resnet8}", "train": "train: {epochs: 2}"}
+    lines = {"teacher": "teacher: {model: resnet8}", "student": "student: {model: resnet8}"}
+    lines["train"] = "train: {epochs: 2}"
     lines[place.partition(":")[0]] = place
     found = faults("\n".join(["data: {name: digits}", *lines.values(), "terms: {ce: {}}", "search: {trials: 2}", ""]))
     assert [path.rpartition(".")[2] for path in found] == ["off"]

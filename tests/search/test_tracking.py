@@ -303,7 +303,7 @@ def test_what_cannot_be_written_is_spooled_and_sent_once_by_the_next_tracker(
     assert time.monotonic() - begin < 10 * PROMPT_S
     outcome = first.close()
     assert time.monotonic() - begin < 10
-    assert (outcome.sent, outcome.unsent) == (0, 2 + 2 * 6 + 3)
+    assert (outcome.sent, outcome.unsent) == (0, 2 + 2 * 5 + 3)
     assert outcome.problem
     assert len((folder / SPOOL_FILE).read_text().splitlines()) == outcome.unsent
 
@@ -345,11 +345,11 @@ def test_a_spool_outlives_a_process_that_dies_before_it_was_sent(
     tracker = Tracker(away, folder, "first")
     tracker.start_search({}, "x")
     track(tracker, trial, ended, epoch_report, range(1))
-    assert tracker.close().unsent == 8
+    assert tracker.close().unsent == 7
     process = child(DIES_WITH_A_SPOOL, away, folder)
     _, complaint = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, complaint
-    assert Tracker(uri, folder, "first").close().sent == 8
+    assert Tracker(uri, folder, "first").close().sent == 7
     assert steps(uri, stored(uri)["000 resnet8 w0.50 ce+kd"]) == [1, 2, 3]
 
 
@@ -372,7 +372,7 @@ def test_every_record_is_sent_or_spooled_also_when_the_store_is_slower_than_the_
     wait_for(lambda: tracker.sent == 2)
     track(tracker, trial, ended, epoch_report, range(60))
     outcome = tracker.close()
-    assert outcome.sent + outcome.unsent == 2 + 60 * 6
+    assert outcome.sent + outcome.unsent == 2 + 60 * 5
     for thread in threading.enumerate():
         if thread.name == "tracking":
             thread.join(60)
@@ -467,7 +467,7 @@ def test_a_server_that_goes_away_and_comes_back_holds_nothing_up_and_gets_everyt
         tracker.start_search({"a": "1"}, "x")
         tracker.start_trial(trial(0))
         tracker.epoch(0, epoch_report(1))
-        wait_for(lambda: tracker.sent == 5)
+        wait_for(lambda: tracker.sent == 4)
         server.stop()
 
         slowest = 0.0

@@ -1,0 +1,247 @@
+"""Searches as people run them: `hksd` as a process of its own, with a real Ray, a real store, real files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from search import cli
+from search.records import STUDY_NAME, Record, open_storage, read_records
+from search.tracking import EXPERIMENT
+
+ROOT = Path(cli.__file__).resolve().parent.parent
+SPACE: dict[str, Any] = {
+    "data": {"name": "digits", "limit": 400, "validation": 0.25},
+    "teacher": {
+        "model": "resnet8", "width": 0.5, "epochs": 3, "batch_size": 64, "attention": {"epochs": 1, "batch_size": 64},
+    },
+    "student": {"model": "resnet8", "width": {"choice": [0.25, 0.5]}},
+    "terms": {
+        "logits": {"weight": {"log_uniform": [0.5, 5]}},
+        "squeeze": {"weight": {"log_uniform": [0.1, 1], "off": 0.3}, "depth": 1},
+    },
+    "train": {"epochs": 3, "batch_size": 64, "lr": {"log_uniform": [0.05, 0.2]}, "device": "cpu"},
+    "search": {"trials": 5, "sampler": "random", "seed": 1},
+}
+MARK = "HKSD_TEST_PROCESS"
+
+
+def descendants(mark: str) -> list[int]:
+    """Processes that inherited a mark in their environment, wherever they hang in the tree of processes."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                alive = (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+                if alive and f"{MARK}={mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
+@dataclass
+class Program:
+    """A command that was started, with everything that it starts.
+
+    Attributes:
+        process: the process, leader of a session and a process group of its own.
+        mark: what all its descendants carry in their environment.
+        begun: when it was started.
+    """
+
+    process: subprocess.Popen[str]
+    mark: str
+    begun: float = field(default_factory=time.monotonic)
+    out: str = ""
+    err: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.begun
+
+    def press_ctrl_c(self) -> None:
+        """Send what a terminal sends: the signal goes to the whole process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def wait(self, timeout: float = 120) -> int:
+        """Wait for its end; returns the exit code."""
+        self.out, self.err = self.process.communicate(timeout=timeout)
+        return self.process.returncode
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float = 90) -> None:
+        """Wait for something to happen while it runs."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.end()
+                raise AssertionError(f"it does not happen: {self.out}\n{self.err}")
+            time.sleep(0.1)
+
+    def left(self, seconds: float = 20) -> list[int]:
+        """The processes that still run some seconds after it ended."""
+        deadline = time.monotonic() + seconds
+        while (found := descendants(self.mark)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
+
+    def end(self) -> None:
+        """Kill it and all that it started, by their numbers."""
+        for pid in [*([self.process.pid] if self.process.poll() is None else []), *descendants(self.mark)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self.process.returncode is None:
+            self.out, self.err = self.process.communicate()
+
+    def json(self) -> dict[str, Any]:
+        """The one JSON object on standard output."""
+        assert len(self.out.splitlines()) == 1, self.out
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Callable[..., Program]]:
+    """start("search", ..., cwd=..): run `hksd` in a session of its own; whatever is left of it is killed at the end."""
+    programs: list[Program] = []
+
+    def begin(*words: object, cwd: Path) -> Program:
+        mark = uuid.uuid4().hex
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", MARK: mark}
+        for name in ("HKSD_RUNS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+            environment.pop(name, None)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "search.cli", *map(str, words)], cwd=cwd, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        )
+        programs.append(Program(process, mark))
+        return programs[-1]
+
+    yield begin
+    for program in programs:
+        program.end()
+
+
+@pytest.fixture(scope="module")
+def hksd(start: Callable[..., Program]) -> Callable[..., Program]:
+    """hksd("search", ..., cwd=..): run `hksd` to its end."""
+
+    def run(*words: object, cwd: Path) -> Program:
+        program = start(*words, cwd=cwd)
+        program.wait()
+        return program
+
+    return run
+
+
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """inside("status", ..., cwd=..): exit code and outputs of a command that needs no process of its own."""
+
+    def run(*words: object, cwd: Path) -> tuple[int, str, str]:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["hksd", *map(str, words)])
+        root = logging.getLogger()
+        handlers = root.handlers[:]
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            root.handlers[:] = handlers
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def write_space() -> Callable[..., Path]:
+    """write_space(file, train={..}): the small space, with sections changed."""
+
+    def write(file: Path, **sections: dict[str, Any]) -> Path:
+        tree = {name: {**section, **sections.get(name, {})} for name, section in SPACE.items()}
+        file.write_text(yaml.safe_dump(tree, sort_keys=False))
+        return file
+
+    return write
+
+
+def states(folder: Path) -> dict[int, str]:
+    """State of every trial, as Optuna (and its dashboard) reads the study."""
+    study = optuna.load_study(study_name=STUDY_NAME, storage=open_storage(folder))
+    return {trial.number: trial.state.name for trial in study.get_trials(deepcopy=False)}
+
+
+def stored(uri: str, search: str) -> tuple[Run, dict[int, Run]]:
+    """The parent run of a search, and its trials by number; fails on what is there twice."""
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    mine = [r for r in client.search_runs([experiment.experiment_id]) if r.data.tags["hksd.search"] == search]
+    (parent,) = [run for run in mine if run.data.tags["hksd.kind"] == "search"]
+    children = [run for run in mine if run.data.tags["hksd.kind"] == "trial"]
+    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children)
+    by_number = {int(str(run.info.run_name).split()[0]): run for run in children}
+    assert len(by_number) == len(children), "a trial has two runs"
+    return parent, by_number
+
+
+def epochs(uri: str, run: Run) -> list[int]:
+    """Steps of the validation accuracy of a run."""
+    points = MlflowClient(tracking_uri=uri).get_metric_history(run.info.run_id, "val/accuracy")
+    return sorted(point.step for point in points)
+
+
+class Facts:
+    """What three books say of a search: its study, the store, its folder."""
+
+    def __init__(self, runs: Path, name: str):
+        self.folder, self.uri = runs / name, f"sqlite:///{runs.resolve() / 'mlflow.db'}"
+        self.records: list[Record] = read_records(self.folder)
+        self.states = states(self.folder)
+        self.parent, self.children = stored(self.uri, name)
+        self.trained = [r for r in self.records if r.status not in ("rejected", "duplicate")]
+
+    def epochs(self, number: int) -> list[int]:
+        """Steps at which the store has a validation accuracy of a trial."""
+        return epochs(self.uri, self.children[number])
+
+    def must_agree(self) -> None:
+        """The books name the same trials, with the same outcome, and nothing runs."""
+        expected = {
+            "complete": ("COMPLETE", "FINISHED"), "pruned": ("PRUNED", "KILLED"), "failed": ("FAIL", "FAILED"),
+            "interrupted": ("WAITING", "KILLED"),
+        }
+        numbers = {record.number for record in self.trained}
+        assert self.children.keys() == numbers
+        assert {path.name for path in (self.folder / "trials").iterdir()} == {f"{number:03d}" for number in numbers}
+        for record in self.trained:
+            run = self.children[record.number]
+            assert (self.states[record.number], run.info.status) == expected[record.status], record
+            assert run.data.tags["hksd.status"] == record.status
+            assert run.data.tags.get("hksd.reason") == record.reason
+            assert self.epochs(record.number) == list(range(1, record.epoch + 1))
+        for record in self.records:
+            if record not in self.trained:
+                assert self.states[record.number] == "PRUNED"
+        assert self.parent.info.status != "RUNNING"
+
+
+@pytest.fixture(scope="session")
+def facts() -> Callable[[Path, str], Facts]:
+    """facts(runs, name): what study, store and folder say of a search."""
+    return Facts

@@ -1,0 +1,545 @@
+"""The command line: help with examples, one JSON object, exit codes, and no stack trace for what a user can mend."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer.main
+import yaml
+
+from hksd import data as datasets
+from hksd import loop
+from hksd.config import from_tree
+from hksd.train import fit
+from hksd.weights import read
+from search import cli
+from search import space as spaces
+from search.records import read_records
+from search.results import FACTS_FILE
+from search.searcher import Ledger
+from search.space import check_feasible
+from search.trial import folder as trial_folder
+
+ROOT = Path(cli.__file__).resolve().parent.parent
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+RUN: dict[str, Any] = {
+    "data": {"name": "digits", "limit": 200, "validation": 0.25},
+    "teacher": {"model": "resnet8", "width": 0.25, "epochs": 1, "batch_size": 64, "attention": {"epochs": 1}},
+    "student": {"model": "resnet8", "width": 0.25},
+    "terms": {"ce": {"weight": 1.0}},
+    "train": {"epochs": 2, "batch_size": 64, "lr": 0.05, "device": "cpu"},
+}
+SEARCH = {
+    **RUN,
+    "student": {"model": "resnet8", "width": {"choice": [0.25, 0.5]}},
+    "train": {**RUN["train"], "lr": {"log_uniform": [0.01, 0.1]}},
+    "search": {"trials": 3},
+}
+
+
+class Said(NamedTuple):
+    """What a command left: its exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> dict[str, Any]:
+        """The one JSON object on standard output."""
+        lines = self.out.splitlines()
+        assert len(lines) == 1, f"not one line on standard output: {self.out!r}"
+        found = json.loads(lines[0], parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert isinstance(found, dict)
+        return found
+
+
+def hksd(*words: object) -> Said:
+    """Run the command inside this process, as the entry point does."""
+    out, err = io.StringIO(), io.StringIO()
+    root, before = logging.getLogger(), sys.argv
+    handlers, level = root.handlers[:], root.level
+    sys.argv = ["hksd", *map(str, words)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        sys.argv, root.handlers[:] = before, handlers
+        root.setLevel(level)
+    return Said(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def start(*words: object, cwd: Path | None = None, module: str = "search.cli") -> subprocess.Popen[str]:
+    """Start the command as a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, words)], cwd=cwd, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No command may depend on the working directory or the user's environment, or write into the repository."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HKSD_RUNS", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with run.yaml, distil.yaml (with a teacher's term), space.yaml, and a cached teacher below runs."""
+    folder = tmp_path_factory.mktemp("cli")
+    distil = {**RUN, "terms": {"ce": {}, "logits": {}}}
+    for name, tree in {"run": RUN, "distil": distil, "space": SEARCH}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(files: Path) -> Path:
+    """Folder of a run of two epochs."""
+    said = hksd("train", files / "run.yaml", "--out", files / "out", "--json")
+    assert said.code == 0, said.err
+    return files / "out"
+
+
+@pytest.fixture(scope="module")
+def runs(files: Path) -> Path:
+    """A folder with the search `first`, of which one trial was really trained, one failed, one has not ended."""
+    folder = files / "runs" / "first"
+    folder.mkdir(parents=True)
+    space = spaces.load(str(files / "space.yaml"))
+    data = datasets.load(from_tree(RUN).data)
+    shape = loop.image_shape(data)
+    ledger = Ledger(space, folder, shape, check_feasible(space, shape))
+    first, second, third = (ledger.next() for _ in range(3))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    fit(
+        first.config, data=data, out_dir=trial_folder(folder, first.number),
+        on_epoch=lambda report: ledger.report(first.number, dataclasses.asdict(report)),
+    )
+    ledger.finish(first.number)
+    ledger.finish(second.number, "NonFiniteLossError: the loss is not finite")
+    teacher = {"model": "resnet8", "accuracy": 0.5, "params": 5000, "mflops": 0.1}
+    (folder / FACTS_FILE).write_text(json.dumps({"name": "first", "minimize": [], "teacher": teacher}))
+    return files / "runs"
+
+
+# --- help
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help_with_an_example_that_its_own_options_allow(name: str) -> None:
+    said = hksd(name, "--help")
+    assert said.code == 0
+    assert said.err == ""
+    assert hksd(name, "-h").out == said.out
+    text = " ".join(said.out.replace("│", " ").split())
+    example = re.search(rf"Example: (hksd {name}.*?)$", text)
+    assert example is not None
+    words = shlex.split(COMMANDS[name].epilog.split("`")[1])
+    assert words[:2] == ["hksd", name]
+    COMMANDS[name].make_context(name, words[2:]).close()
+    for parameter in COMMANDS[name].params:
+        assert parameter.name == "help" or getattr(parameter, "help", None), f"{parameter.name} is not explained"
+
+
+def test_the_commands_of_the_design_are_there_and_each_is_described() -> None:
+    said = hksd("--help")
+    assert said.code == 0
+    assert {"doctor", "methods", "space", "teacher", "train", "search", "status", "export", "evaluate"} <= set(COMMANDS)
+    for name, command in COMMANDS.items():
+        assert re.search(rf"^\W*{name}\s+\w", said.out, re.MULTILINE), name
+        assert command.help
+
+
+def test_help_answers_without_loading_what_is_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['hksd', '--help']\n"
+        "from search.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'optuna', 'mlflow', 'pandas', 'sklearn', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(str(sorted(heavy)) if heavy else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [["serach"], ["train"], ["methods", "--jsn"], ["space", "x", "--samples", "y"]])
+def test_a_wrong_command_line_exits_with_2_and_says_how_to_get_help(words: list[str]) -> None:
+    said = hksd(*words)
+    assert said.code == 2
+    assert said.out == ""
+    assert re.search(r"Try '.*hksd.* -h' for help", said.err)
+    assert "Traceback" not in said.err
+
+
+# --- JSON
+
+
+def test_methods_as_json_name_terms_models_and_data_sets() -> None:
+    found = hksd("methods", "--json").json()
+    assert {"ce", "kd", "logits", "squeeze", "adversarial"} <= found["terms"].keys()
+    assert "resnet8" in found["models"]
+    assert set(found["datasets"]) == {"digits", "cifar10", "cifar100", "folder"}
+    said = hksd("methods")
+    assert (said.code, said.err) == (0, "")
+    for name in (*found["terms"], *found["models"], *found["datasets"]):
+        assert name in said.out
+    for term in found["terms"].values():
+        assert term["source"] in said.out
+        for knob in term["knobs"]:
+            assert knob["description"], knob["name"]
+
+
+def test_a_space_as_json_has_ranges_samples_and_the_share_within_its_limits(files: Path) -> None:
+    limit = "search.limits.params=10000"
+    found = hksd("space", files / "space.yaml", "--json", "--samples", 2, "--set", limit).json()
+    assert list(found["ranges"]) == ["student.width", "train.lr"]
+    assert len(found["samples"]) == 2
+    assert 0.3 < found["share_within_limits"] < 0.7
+    assert found["largest_student"]["width"] == 0.25
+    assert (found["distinct"], found["problem"]) == (found["draws"], None)
+    said = hksd("space", files / "space.yaml", "--set", limit)
+    assert said.code == 0
+    assert "student" in said.out
+    assert "0.25 | 0.5" in said.out
+    assert "Traceback" not in said.err
+
+
+def test_a_space_is_shown_also_where_its_data_or_its_limits_are_not(files: Path) -> None:
+    found = hksd("space", "cifar10", "--json").json()
+    assert found["share_within_limits"] is None
+    assert "data/cifar10" in found["problem"]
+    assert found["samples"]
+    found = hksd("space", files / "space.yaml", "--json", "--set", "search.limits.params=10").json()
+    assert "impossible" in found["problem"]
+
+
+@pytest.mark.parametrize("off", ["terms.ce.weight={choice: [1], off: 0.5}", "terms.ce.weight={choice: [1, 0]}"])
+def test_a_space_is_shown_also_when_some_of_its_draws_make_no_run(off: str, files: Path) -> None:
+    found = hksd("space", files / "space.yaml", "--json", "--set", off).json()
+    assert len(found["samples"]) == 3
+    assert 0.3 < found["share_within_limits"] < 0.7
+
+
+def test_training_as_json_is_what_the_folder_holds(trained: Path, files: Path) -> None:
+    said = hksd("train", files / "run.yaml", "--out", trained, "--json")
+    found, kept = said.json(), json.loads((trained / "result.json").read_text())
+    assert said.code == 0
+    assert found["epochs"] == 2
+    assert 0 <= found["val_accuracy"] <= 1
+    for key in ("val_accuracy", "params", "mflops", "config_hash", "data_fingerprint", "history"):
+        assert found[key] == kept[key]
+    assert found["provenance"]["versions"]["torch"]
+
+
+def test_evaluating_as_json_gives_the_accuracy_that_training_gave(trained: Path) -> None:
+    result = json.loads((trained / "result.json").read_text())
+    for target in (trained, trained / "config.yaml"):
+        found = hksd("evaluate", target, "--json").json()
+        assert found["accuracy"] == result["val_accuracy"]
+        assert found["count"] == result["validation_images"]
+        assert len(found["per_class"]) == len(found["classes"]) == 10
+    said = hksd("evaluate", trained)
+    assert (said.code, said.err) == (0, "")
+    assert f"{result['val_accuracy']:.2%}" in said.out
+
+
+def test_a_teacher_as_json_is_trained_once_and_then_read(files: Path) -> None:
+    first = hksd("teacher", files / "distil.yaml", "--runs", files / "teachers-only", "--json").json()
+    again = hksd("teacher", files / "space.yaml", "--runs", files / "teachers-only", "--json").json()
+    assert (first["cached"], again["cached"]) == (False, True)
+    assert first["key"] == again["key"]
+    assert first["val_accuracy"] == again["val_accuracy"]
+    assert Path(first["folder"]).is_dir()
+    assert [path.name for path in (files / "teachers-only" / "teachers").iterdir()] == [first["key"]]
+
+
+def test_status_as_json_has_counts_and_records_also_while_a_search_runs(runs: Path) -> None:
+    found = hksd("status", "first", "--runs", runs, "--json").json()
+    assert found["name"] == "first"
+    assert found["best"] == 0
+    assert {key: count for key, count in found["trials"].items() if count} == {"complete": 1, "failed": 1, "running": 1}
+    assert [record["status"] for record in found["records"]] == ["complete", "failed", "running"]
+    said = hksd("status", "first", "--runs", runs)
+    assert said.code == 0
+    assert "1 complete, 1 failed, 1 running" in said.out
+    assert "best student (trial 0)" in said.out
+    assert "NonFiniteLossError" in said.out
+
+
+def test_an_export_as_json_names_its_folder_which_can_be_evaluated_and_trained_again(runs: Path, files: Path) -> None:
+    found = hksd("export", "first", "--runs", runs, "--to", files / "export", "--json").json()
+    assert (found["name"], found["trial"], found["export"]) == ("first", 0, str(files / "export"))
+    names = {path.name for path in (files / "export").iterdir()}
+    assert names == {"best.yaml", "student.safetensors", "student.pt2", "card.md"}
+    record = read_records(runs / "first")[0]
+    assert hksd("evaluate", files / "export", "--json").json()["accuracy"] == record.val_accuracy
+    again = hksd("train", files / "export" / "best.yaml", "--json").json()
+    assert again["val_accuracy"] == record.val_accuracy
+
+
+# --- what a user can mend
+
+
+def mistakes(files: Path) -> dict[str, tuple[list[object], str]]:
+    """Name -> command line and what its message has to say."""
+    run, space, file = files / "run.yaml", files / "space.yaml", files / "run.yaml"
+    (files / "two").mkdir(exist_ok=True)
+    (files / "two" / "train.parquet").write_bytes(b"PAR1" + bytes(100))
+    (files / "empty").mkdir(exist_ok=True)
+    other = ["--set", "data.name=folder", "--set"]
+    return {
+        "unknown space": (["search", "quickstrat"], "did you mean 'quickstart'?"),
+        "unknown space to show": (["space", "nowhere"], "known: cifar10"),
+        "unknown run": (["train", "hksdd"], "did you mean 'hksd'?"),
+        "no such file": (["train", "nowhere/best.yaml"], "nowhere/best.yaml: no such file"),
+        "unknown key": (["train", run, "--set", "train.lrr=1"], "unknown key; did you mean 'lr'?"),
+        "several faults": (["train", run, "--set", "train.lr=x", "--set", "student.model=resnet9"], "student.model"),
+        "missing data": (["train", run, *other, "data.root=nowhere"], "nowhere"),
+        "no data in it": (["train", run, *other, f"data.root={files / 'empty'}"], "empty"),
+        "truncated parquet": (["train", run, *other, f"data.root={files / 'two'}"], "train.parquet"),
+        "missing data of a search": (["search", space, *other, "data.root=nowhere"], "nowhere"),
+        "an override without value": (["train", run, "--set", "train.epochs"], "expected KEY.PATH=VALUE"),
+        "an override through a value": (["train", run, "--set", "train.epochs.x=1"], "is a value, not a section"),
+        "a range in a run": (["train", run, "--set", "train.lr={uniform: [0.1, 0.2]}"], "ranges are for search spaces"),
+        "a space in place of a run": (["train", space], "search space"),
+        "a run in place of a space": (["search", run], "required in a search space"),
+        "a bad seed": (["train", run, "--set", "seed=-1"], "seed"),
+        "a name with a slash": (["search", space, "--name", "a/b"], "--name a/b"),
+        "a name that climbs": (["search", space, "--name", "../b"], "--name ../b"),
+        "a hidden name": (["search", space, "--name", ".b"], "--name .b"),
+        "the name of the cache": (["search", space, "--name", "teachers"], "--name teachers"),
+        "the name of the store": (["search", space, "--name", "mlflow.db"], "--name mlflow.db"),
+        "resume without a name": (["search", space, "--resume"], "--resume needs --name"),
+        "resume of nothing": (["search", space, "--resume", "--name", "none"], "no search to resume"),
+        "an impossible limit": (["search", space, "--set", "search.limits.params=9"], "smallest reachable"),
+        "a folder below a file": (["search", space, "--name", "x", "--runs", file / "runs"], "run.yaml"),
+        "an output below a file": (["train", run, "--out", file / "out"], "run.yaml/out"),
+        "a cache below a file": (["teacher", files / "distil.yaml", "--runs", file / "runs"], "run.yaml/runs"),
+        "an unknown search": (["status", "nothing"], "no such search"),
+        "an export of nothing": (["export", "nothing"], "no such search"),
+        "no weights": (["evaluate", run], "no student.safetensors here"),
+        "no student": (["evaluate", files / "empty"], "expected a folder with best.yaml or config.yaml"),
+        "nothing to evaluate": (["evaluate", "nowhere"], "nowhere"),
+        "an unknown split": (["evaluate", run, "--split", "train"], "--split train: must be val or test"),
+        "a GPU that is not there": (["train", run, "--set", "train.device=cuda:99"], "train.device=cuda:99"),
+        "a missing teacher": (
+            ["train", files / "distil.yaml", "--set", "teacher.checkpoint=none.pt", "--runs", files / "r"], "none.pt",
+        ),
+    }
+
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_what_a_user_can_mend_exits_with_2_and_says_what_without_a_stack_trace(
+    as_json: bool, files: Path, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    for name, (words, message) in mistakes(files).items():
+        with subtests.test(name):
+            before = sorted(tmp_path.rglob("*"))
+            said = hksd(*words, *(["--json"] if as_json else []))
+            assert said.code == 2, said
+            assert "Traceback" not in said.err
+            assert "error:" in said.err
+            assert message in said.err
+            if as_json:
+                found = said.json()
+                assert found["exit_code"] == 2
+                assert message in found["error"]
+            else:
+                assert said.out == ""
+            assert sorted(tmp_path.rglob("*")) == before, "it left something behind"
+
+
+def test_all_faults_of_a_configuration_are_told_at_once_with_file_and_line(files: Path) -> None:
+    lines = ["data: {name: digits}", "student: {model: resnet9}", "terms: {ce: {wieght: 1}}", "train: {}", ""]
+    (files / "bad.yaml").write_text("\n".join(lines))
+    said = hksd("train", files / "bad.yaml")
+    assert said.code == 2
+    for text in ("student.model (line 2)", "terms.ce.wieght (line 3)", "train.epochs"):
+        assert f"{files / 'bad.yaml'}: {text}" in said.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_named(files: Path, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    try:
+        said = hksd("train", files / "run.yaml", "--out", locked)
+        assert said.code == 2
+        assert str(locked) in said.err
+    finally:
+        locked.chmod(0o700)
+
+
+# --- runs that fail
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["teacher.min_accuracy=1.0"], "below teacher.min_accuracy 100.00%"),
+    (["train.lr=1e30"], "the loss is not finite at epoch 1"),
+])
+def test_a_run_that_fails_exits_with_1_and_its_reason(overrides: list[str], message: str, files: Path) -> None:
+    words = ["train", files / "distil.yaml", "--runs", files / "runs-of-failures"]
+    words += [word for override in overrides for word in ("--set", override)]
+    said = hksd(*words, "--json")
+    assert said.code == 1
+    assert said.json()["exit_code"] == 1
+    assert message in said.json()["error"]
+    assert said.json()["error"] in said.err
+    assert said.json()["error"].startswith("failed: ")
+    assert "Traceback" not in said.err
+
+
+# --- training into a folder
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The weights of a student, as bytes (the file itself orders its header by chance)."""
+    return {name: value.numpy().tobytes() for name, value in read(folder / "student.safetensors")[0].items()}
+
+
+def history(said: Said) -> list[tuple[int, float, float]]:
+    return [(epoch["epoch"], epoch["val_accuracy"], epoch["train_loss"]) for epoch in said.json()["history"]]
+
+
+def test_training_into_the_same_folder_again_trains_nothing_and_says_the_same(trained: Path, files: Path) -> None:
+    before = weights(trained)
+    said = hksd("train", files / "run.yaml", "--out", trained, "--json")
+    assert said.json()["resumed_at"] == 2
+    assert weights(trained) == before
+    said = hksd("train", files / "run.yaml", "--out", trained)
+    assert said.code == 0
+    assert f"{json.loads((trained / 'result.json').read_text())['val_accuracy']:.2%}" in said.out
+
+
+def test_training_into_the_folder_of_another_run_is_refused(trained: Path, files: Path) -> None:
+    config = (trained / "config.yaml").read_text()
+    said = hksd("train", files / "run.yaml", "--out", trained, "--set", "train.lr=0.06")
+    assert said.code == 2
+    assert "other settings" in said.err
+    assert (trained / "config.yaml").read_text() == config, "the folder describes another run than it holds"
+    assert hksd("evaluate", trained).code == 0
+
+
+def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_is_continued(files: Path, tmp_path: Path) -> None:
+    words = ["train", files / "run.yaml", "--out", tmp_path / "out", "--json"]
+    first = hksd(*words)
+    before = weights(tmp_path / "out")
+    checkpoint = tmp_path / "out" / "last.ckpt"
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    again = hksd(*words)
+    assert again.code == 0
+    assert again.json()["resumed_at"] == 1
+    assert "last.ckpt.corrupt-1" in again.err
+    assert (tmp_path / "out" / "last.ckpt.corrupt-1").read_bytes() == content
+    assert history(again) == history(first)
+    assert weights(tmp_path / "out") == before
+
+
+def test_a_seed_decides_the_result(files: Path, tmp_path: Path) -> None:
+    one, same, other = (
+        hksd("train", files / "run.yaml", "--seed", seed, "--out", tmp_path / str(number), "--json")
+        for number, seed in enumerate((1, 1, 2))
+    )
+    assert history(one) == history(same)
+    assert history(one) != history(other)
+    seeds = [yaml.safe_load((tmp_path / str(number) / "config.yaml").read_text())["seed"] for number in range(3)]
+    assert seeds == [1, 1, 2]
+
+
+def test_ctrl_c_ends_a_training_with_130_and_the_same_command_continues_it(files: Path, tmp_path: Path) -> None:
+    words = ["train", files / "run.yaml", "--out", tmp_path / "out", "--set", "train.epochs=60"]
+    process = start(*words)
+    assert process.stdout is not None
+    said = ""
+    while "epoch 2/60" not in said:
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        said += line
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    again = hksd(*words, "--json")
+    assert again.code == 0
+    assert 2 <= again.json()["resumed_at"] < 60
+    assert [epoch for epoch, *_ in history(again)] == list(range(1, 61))
+
+
+# --- the test split, and where results live
+
+
+def test_every_opening_of_the_test_split_is_written_down(trained: Path) -> None:
+    openings = trained / "test-openings.jsonl"
+    assert not openings.exists()
+    hksd("evaluate", trained)
+    assert not openings.exists()
+    for number in (1, 2):
+        found = hksd("evaluate", trained, "--split", "test", "--json").json()
+        assert found["split"] == "test"
+        lines = [json.loads(line) for line in openings.read_text().splitlines()]
+        assert len(lines) == number
+        assert all(re.match(r"\d{4}-\d\d-\d\dT", line["opened"]) for line in lines)
+
+
+def test_runs_are_where_the_option_says_then_where_the_environment_says(
+    runs: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hksd("status", "first").code == 2
+    monkeypatch.setenv("HKSD_RUNS", str(runs))
+    assert hksd("status", "first").code == 0
+    assert hksd("status", "first", "--runs", tmp_path).code == 2
+    monkeypatch.delenv("HKSD_RUNS")
+    monkeypatch.chdir(runs.parent)
+    assert hksd("status", "first").code == 0
+
+
+# --- as a process
+
+
+def test_the_installed_command_and_the_module_exit_alike(tmp_path: Path) -> None:
+    process = start("space", "nowhere", "--json", cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert json.loads(out)["exit_code"] == 2
+    assert "Traceback" not in err
+    script = Path(sys.executable).parent / "hksd"
+    if script.exists():
+        done = subprocess.run([script, "--help"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0
+        assert "hksd search quickstart" in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_stack_trace(tmp_path: Path) -> None:
+    process = start("methods", cwd=tmp_path)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    complaint = process.stderr.read()
+    process.wait(timeout=60)
+    assert "Traceback" not in complaint
+    assert "Exception ignored" not in complaint
