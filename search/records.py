@@ -125,9 +125,10 @@ def record(trial: FrozenTrial) -> Record:
         TrialState.COMPLETE: "complete",
         TrialState.FAIL: "failed",
     }
+    status = trial.user_attrs.get("status", states.get(trial.state, "interrupted"))
     return Record(
         number=trial.number,
-        status=trial.user_attrs.get("status", states.get(trial.state, "interrupted")),
+        status=status,
         arm=facts.get("arm"),
         config=facts.get("config"),
         params=facts.get("params"),
@@ -135,7 +136,7 @@ def record(trial: FrozenTrial) -> Record:
         epoch=progress.get("epoch", 0),
         val_accuracy=progress.get("val_accuracy"),
         seconds=progress.get("seconds", 0.0),
-        reason=trial.user_attrs.get("reason"),
+        reason=trial.user_attrs.get("reason") if status in ("failed", "rejected", "duplicate") else None,
     )
 
 

@@ -1,8 +1,8 @@
 """MLflow, in one place: parent run = search, child run = trial, one batch per epoch.
 
 Everything is written by one background thread of the driver, in order. The search never waits for it and never fails
-because of it: while the store cannot be written, records wait in memory and are tried again; what is still unsent at
-the end goes to a spool file in the folder of the search and is sent first when the search is resumed.
+because of it: every record goes to a spool file in the folder of the search first; while the store cannot be written,
+records wait and are tried again; what is unsent when the process ends, or dies, is sent when the search is resumed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from hksd.checkpoint import write_atomically
@@ -28,6 +28,7 @@ EXPERIMENT = "hksd"
 PARENT = "search"
 SPOOL_FILE, RUNS_FILE = "tracking-spool.jsonl", "mlflow.json"
 RETRY_S, FLUSH_S = 2.0, 20.0
+LONGEST_FLUSH_S = 300.0  # a slow store that still takes records gets that long at the end
 BATCH_PARAMS = 100  # MLflow takes at most that many parameters in a batch
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED", "failed": "FAILED"}
 log = logging.getLogger(__name__)
@@ -103,20 +104,45 @@ class Tracker:
         self._pending: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._unsent: list[dict[str, Any]] = []
         self._client: Any = None
-        self._deadline = float("inf")
+        self._deadline = self._limit = float("inf")
+        self._acknowledged = 0  # lines of the spool that need not be sent again
+        self._spool: TextIO | None = None
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         if uri is None:
             return
-        known = folder / RUNS_FILE
-        if known.exists():
-            self.runs = json.loads(known.read_text())["runs"]
-            self.earlier = frozenset(self.runs)
-        spool = folder / SPOOL_FILE
-        if spool.exists():
-            # The file stays until all of it is sent; sending a record twice leaves the store as it is.
-            for line in spool.read_text().splitlines():
-                self._pending.put(json.loads(line))
+        self._take_over()
         self._thread.start()
+
+    def _take_over(self) -> None:
+        """Queue what an earlier process left in the spool; sending a record twice leaves the store as it is."""
+        known, spool = self.folder / RUNS_FILE, self.folder / SPOOL_FILE
+        done = 0
+        if known.exists():
+            facts = json.loads(known.read_text())
+            self.runs, done = facts["runs"], facts.get("acknowledged", 0)
+            self.earlier = frozenset(self.runs)
+        lines = spool.read_text().splitlines()[done:] if spool.exists() else []
+        if lines and not _whole(lines[-1]):
+            lines.pop()  # the process died while it wrote
+        for line in lines:
+            self._pending.put(json.loads(line))
+        try:
+            write_atomically(spool, "".join(line + "\n" for line in lines).encode())
+            self._spool = spool.open("a", encoding="utf-8")
+            if self.runs:
+                self._note_runs()
+        except OSError as error:
+            self.problem = f"the spool cannot be written: {error.strerror}"
+
+    def _note_runs(self) -> None:
+        """Remember the ids of the runs and how much of the spool is done."""
+        facts = {
+            "uri": self.uri,
+            "experiment": self.experiment_id,
+            "runs": self.runs,
+            "acknowledged": self._acknowledged,
+        }
+        write_atomically(self.folder / RUNS_FILE, json.dumps(facts).encode())
 
     def start_search(self, params: Mapping[str, str], space_yaml: str) -> None:
         """Open (or reopen) the parent run with the facts of the search."""
@@ -166,22 +192,35 @@ class Tracker:
         """Send what is left, for a limited time, and spool the rest."""
         if self.uri is None:
             return Outcome(0, 0, None)
-        self._deadline = time.monotonic() + FLUSH_S
+        self._deadline, self._limit = time.monotonic() + FLUSH_S, time.monotonic() + LONGEST_FLUSH_S
         self._pending.put(None)
         self._thread.join()
         spool = self.folder / SPOOL_FILE
         try:
+            if self._spool is not None:
+                self._spool.close()
             if self._unsent:
                 write_atomically(spool, "".join(json.dumps(record) + "\n" for record in self._unsent).encode())
             else:
                 spool.unlink(missing_ok=True)
+            self._acknowledged = 0
+            if self.runs:
+                self._note_runs()
         except OSError as error:
             self.problem = f"{self.problem}; and the spool cannot be written: {error.strerror}"
         return Outcome(self.sent, len(self._unsent), self.problem if self._unsent else None)
 
     def _put(self, kind: str, run: str, **fields: Any) -> None:
-        if self.uri is not None:
-            self._pending.put({"kind": kind, "run": run, "time": int(time.time() * 1000), **fields})
+        if self.uri is None:
+            return
+        record = {"kind": kind, "run": run, "time": int(time.time() * 1000), **fields}
+        if self._spool is not None:
+            try:
+                self._spool.write(json.dumps(record) + "\n")
+                self._spool.flush()
+            except OSError as error:
+                self.problem = f"the spool cannot be written: {error.strerror}"
+        self._pending.put(record)
 
     def _work(self) -> None:
         files: list[dict[str, Any]] = []
@@ -191,6 +230,7 @@ class Tracker:
             elif not self._deliver(operation, patient=operation["kind"] != "text"):
                 # Files lie in another store than figures, and must not hold those up.
                 (files if operation["kind"] == "text" else self._unsent).append(operation)
+            self._acknowledged += 1
         self._unsent += [file for file in files if self._unsent or not self._deliver(file, patient=False)]
 
     def _deliver(self, operation: dict[str, Any], patient: bool) -> bool:
@@ -200,6 +240,7 @@ class Tracker:
                 self._client = self._client or self._connect()
                 self._send(self._client, operation)
                 self.sent += 1
+                self._deadline = min(self._limit, max(self._deadline, time.monotonic() + FLUSH_S))
                 return True
             except Exception as error:  # the store is another program's: whatever it raises, training goes on
                 reason = _reason(error, self.uri or "")
@@ -244,8 +285,7 @@ class Tracker:
                 )
                 created = client.create_run(self.experiment_id, start_time=at, tags=tags, run_name=operation["name"])
                 run = self.runs[operation["run"]] = created.info.run_id
-                facts = {"uri": self.uri, "experiment": self.experiment_id, "runs": self.runs}
-                write_atomically(self.folder / RUNS_FILE, json.dumps(facts).encode())
+                self._note_runs()
             else:
                 client.update_run(run, status="RUNNING")
                 for key, value in operation["tags"].items():
@@ -264,6 +304,7 @@ class Tracker:
         else:
             client.log_batch(run, tags=[RunTag(key, value) for key, value in operation["tags"].items()])
             client.set_terminated(run, operation["status"], end_time=at)
+            self._note_runs()
 
 
 def _quiet_environment() -> None:
@@ -294,6 +335,14 @@ def check(uri: str) -> str:
     except Exception as error:
         raise UserError(f"MLflow store {_without_password(uri)} cannot be used: {_reason(error, uri)}") from None
     return f"{_without_password(uri)}: {count} experiment(s)"
+
+
+def _whole(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _reason(error: Exception, uri: str) -> str:

@@ -117,28 +117,27 @@ def test_spaces_are_data_alone() -> None:
     assert not found
 
 
-@pytest.mark.parametrize(
-    ("module", "absent"),
-    [
-        ("hksd", ["torch", "torchvision", "numpy", "ray", "optuna", "mlflow", "pydantic"]),
-        ("hksd.train", ["ray", "optuna", "mlflow", "typer", "rich", "search", "torchvision", "sklearn", "pandas"]),
-        ("hksd.export", ["ray", "optuna", "mlflow", "typer", "rich", "search", "torchvision", "onnx"]),
-    ],
-)
-def test_importing_the_core_loads_no_more_than_it_needs(
-    module: str, absent: list[str], child: Callable[..., subprocess.Popen[str]]
-) -> None:
-    process = child(f"import sys, {module}; print(*[name for name in {absent!r} if name in sys.modules])")
+def run(child: Callable[..., subprocess.Popen[str]], code: str) -> list[str]:
+    process = child(code)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert output.split() == []
+    return output.split()
 
 
-def test_importing_the_core_leaves_noise_and_threads_alone(child: Callable[..., subprocess.Popen[str]]) -> None:
-    process = child(
-        "import torch; torch.manual_seed(5); torch.set_num_threads(3); state = torch.get_rng_state()\n"
+def test_importing_hksd_alone_loads_next_to_nothing(child: Callable[..., subprocess.Popen[str]]) -> None:
+    absent = ["torch", "torchvision", "numpy", "ray", "optuna", "mlflow", "pydantic"]
+    assert run(child, f"import sys, hksd; print(*[name for name in {absent!r} if name in sys.modules])") == []
+
+
+def test_importing_the_core_loads_no_search_and_leaves_noise_and_threads_alone(
+    child: Callable[..., subprocess.Popen[str]],
+) -> None:
+    absent = [*ABOVE, "torchvision", "sklearn", "onnx"]
+    found = run(
+        child,
+        "import sys, torch; torch.manual_seed(5); torch.set_num_threads(3); state = torch.get_rng_state()\n"
         "import hksd.train, hksd.export\n"
-        "print(torch.equal(state, torch.get_rng_state()), torch.get_num_threads())"
+        "print(torch.equal(state, torch.get_rng_state()), torch.get_num_threads())\n"
+        f"print(*[name for name in {absent!r} if name in sys.modules])",
     )
-    output, errors = process.communicate(timeout=60)
-    assert output.split() == ["True", "3"], errors
+    assert found == ["True", "3"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -310,7 +311,7 @@ def test_what_cannot_be_written_is_spooled_and_sent_once_by_the_next_tracker(
     second = Tracker(uri, folder, "first")
     track(second, trial, ended, epoch_report, range(2, 3))
     again = second.close()
-    assert (again.sent, again.unsent) == (outcome.unsent + 6, 0)
+    assert (again.sent, again.unsent) == (outcome.unsent + 5, 0)
     assert not (folder / SPOOL_FILE).exists()
     runs = stored(uri)
     assert len(runs) == 4
@@ -351,6 +352,47 @@ def test_a_spool_outlives_a_process_that_dies_before_it_was_sent(
     assert process.returncode == -signal.SIGKILL, complaint
     assert Tracker(uri, folder, "first").close().sent == 7
     assert steps(uri, stored(uri)["000 resnet8 w0.50 ce+kd"]) == [1, 2, 3]
+
+
+DIES_AT_ONCE = """
+import os, pickle, sys
+from pathlib import Path
+from search.tracking import Tracker
+
+calls = pickle.loads(Path(sys.argv[3]).read_bytes())
+tracker = Tracker(sys.argv[1], Path(sys.argv[2]), "first")
+for name, arguments in calls:
+    getattr(tracker, name)(*arguments)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_tracker_was_told_reaches_the_store_also_when_its_process_dies_at_once(
+    uri: str, folder: Path, tmp_path: Path, trial: Make, ended: Make, epoch_report: Make, child: Make
+) -> None:
+    calls = [
+        ("start_search", ({}, "x")), ("start_trial", (trial(0),)),
+        *(("epoch", (0, epoch_report(epoch))) for epoch in (1, 2, 3)), ("end_trial", (ended(0),)),
+        ("start_trial", (trial(1),)), ("epoch", (1, epoch_report(1))),
+    ]
+    (tmp_path / "calls").write_bytes(pickle.dumps(calls))
+    process = child(DIES_AT_ONCE, uri, folder, tmp_path / "calls")
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, complaint
+    tracker = Tracker(uri, folder, "first")
+    tracker.start_search({}, "x")
+    tracker.start_trial(trial(1, resumed=True))
+    for epoch in (2, 3):
+        tracker.epoch(1, epoch_report(epoch))
+    tracker.end_trial(ended(1))
+    tracker.end_search("FINISHED", {}, {}, {})
+    assert tracker.close().unsent == 0
+    runs = stored(uri)
+    assert len(runs) == 3
+    for name, run in runs.items():
+        assert run.info.status == "FINISHED"
+        if name != "first":
+            assert steps(uri, run) == [1, 2, 3]
 
 
 @pytest.mark.usefixtures("hasty")
@@ -482,7 +524,7 @@ def test_a_server_that_goes_away_and_comes_back_holds_nothing_up_and_gets_everyt
             time.sleep(0.05)
         assert slowest < PROMPT_S
         wait_for(lambda: tracker.problem is not None)
-        assert tracker.sent == 5
+        assert tracker.sent == 4
 
         server.start()
         tracker.end_trial(ended(0))
