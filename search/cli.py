@@ -18,13 +18,55 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from typer.core import TyperGroup
 
 from hksd.errors import RunError, UserError
 
 OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 PIPED_WIDTH = 120  # columns of tables where there is no terminal to ask
 
+
+@contextlib.contextmanager
+def _exit_codes(as_json: bool) -> Iterator[None]:
+    """Turn errors into messages and exit codes; an error of ours keeps its stack trace."""
+
+    def stop(message: str, code: int) -> None:
+        typer.echo(message, err=True)
+        if as_json:
+            typer.echo(json.dumps({"error": message, "exit_code": code}))
+        sys.stdout.flush()
+        sys.exit(code)
+
+    try:
+        yield
+    except UserError as error:
+        stop(f"error: {error}" if "\n" not in str(error) else f"error:\n{error}", USER_ERROR)
+    except RunError as error:
+        stop(f"failed: {error}", FAILED)
+    except KeyboardInterrupt:
+        stop("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except Exception as error:
+        # Imported here, since it would make every start slow.
+        session = sys.modules.get("search.session")
+        if session is not None and isinstance(error, session.InterruptedSearch):
+            stop(f"stopped; everything is saved. Resume with:\n  {error}", INTERRUPTED)
+        raise
+
+
+class Commands(TyperGroup):
+    """The group of commands; sees errors and Ctrl-C before typer does."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with _exit_codes("--json" in sys.argv[1:]):
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=Commands,
     name="hksd",
     no_args_is_help=True,
     add_completion=False,
@@ -276,40 +318,9 @@ def evaluate(
     single.evaluate_one(Output(as_json), target, split, overrides or [])
 
 
-@contextlib.contextmanager
-def _exit_codes(as_json: bool) -> Iterator[None]:
-    """Turn errors into messages and exit codes; an error of ours keeps its stack trace."""
-
-    def stop(message: str, code: int) -> None:
-        typer.echo(message, err=True)
-        if as_json:
-            typer.echo(json.dumps({"error": message, "exit_code": code}))
-        sys.stdout.flush()
-        sys.exit(code)
-
-    try:
-        yield
-    except UserError as error:
-        stop(f"error: {error}" if "\n" not in str(error) else f"error:\n{error}", USER_ERROR)
-    except RunError as error:
-        stop(f"failed: {error}", FAILED)
-    except KeyboardInterrupt:
-        stop("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FAILED)
-    except Exception as error:
-        # Imported here, since it would make every start slow.
-        session = sys.modules.get("search.session")
-        if session is not None and isinstance(error, session.InterruptedSearch):
-            stop(f"stopped; everything is saved. Resume with:\n  {error}", INTERRUPTED)
-        raise
-
-
 def main() -> None:
     """Entry point of the `hksd` command."""
-    with _exit_codes("--json" in sys.argv[1:]):
-        app()
+    app()
 
 
 if __name__ == "__main__":

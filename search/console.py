@@ -56,7 +56,7 @@ def trials(records: Sequence[Record]) -> Table:
             "-" if r.params is None else f"{r.params:,}",
             "-" if r.mflops is None else f"{r.mflops:.2f}",
             f"{r.seconds:.1f}",
-            escape(f"arm: {r.arm}" if r.arm else (r.reason or "")),
+            escape("; ".join(text for text in (f"arm: {r.arm}" if r.arm else "", r.reason or "") if text)),
         )
     return table
 

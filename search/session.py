@@ -24,7 +24,7 @@ from search.space import Space
 
 SPACE_FILE = "space.yaml"
 TEACHERS = "teachers"  # folder of cached teachers below the runs folder
-RESERVED = {TEACHERS, "mlflow-artifacts"}
+RESERVED = {TEACHERS, "mlflow-artifacts", "mlflow.db"}
 
 
 class InterruptedSearch(Exception):  # noqa: N818 - not an error: the user asked for it

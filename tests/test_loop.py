@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import pickle
 import random
 import shutil
@@ -469,6 +470,23 @@ def test_every_single_flipped_bit_is_noticed(tmp_path: Path) -> None:
             continue  # the end of the checksum's line, which holds nothing
         with pytest.raises(checkpoint.CorruptCheckpointError):
             checkpoint.read(path)
+
+
+class Trap:
+    """Something whose unpickling does something: it makes a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_reading_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, {"a": Trap(tmp_path / "sprung")})
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoint.read(tmp_path / checkpoint.LAST)
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -398,26 +399,33 @@ def test_a_checkpoint_that_is_not_there_is_told_with_its_path(
     assert str(tmp_path / name) in str(caught.value)
 
 
-class Harmless:
-    """Something that a pickle would have to import."""
+class Trap:
+    """Something whose unpickling does something: it makes a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
-@pytest.mark.parametrize("kind", ["garbage", "empty", "cut", "folder", "module", "list"])
+@pytest.mark.parametrize("kind", ["garbage", "empty", "cut", "folder", "code", "list"])
 def test_a_checkpoint_of_another_kind_is_a_users_error_and_runs_no_code(
     kind: str, name: str, make_config: Make, digits: DataSet, files: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / name
     if kind == "folder":
         path.mkdir()
-    elif kind in ("module", "list"):
-        torch.save(Harmless() if kind == "module" else [1, 2], path)
+    elif kind in ("code", "list"):
+        torch.save({"a": Trap(tmp_path / "sprung")} if kind == "code" else [1, 2], path)
     else:
         whole = (files / f"teacher{path.suffix}").read_bytes()
         path.write_bytes({"garbage": b"not weights " * 9, "empty": b"", "cut": whole[: len(whole) // 2]}[kind])
     with pytest.raises(UserError) as caught:
         prepare(loaded(make_config, path), digits)
     assert str(path) in str(caught.value)
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_a_run_that_needs_a_teacher_and_has_no_section_is_a_users_error(make_config: Make, digits: DataSet) -> None:

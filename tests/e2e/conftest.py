@@ -93,12 +93,16 @@ class Program:
                 raise AssertionError(f"it does not happen: {self.out}\n{self.err}")
             time.sleep(0.1)
 
-    def left(self, seconds: float = 20) -> list[int]:
-        """The processes that still run some seconds after it ended."""
+    def left(self, seconds: float = 20) -> list[str]:
+        """The command lines of what still runs some seconds after it ended."""
         deadline = time.monotonic() + seconds
         while (found := descendants(self.mark)) and time.monotonic() < deadline:
             time.sleep(0.1)
-        return found
+        lines = []
+        for pid in found:
+            with contextlib.suppress(OSError):
+                lines.append(f"{pid}: {Path(f'/proc/{pid}/cmdline').read_text()[:200]}".replace("\0", " "))
+        return lines
 
     def end(self) -> None:
         """Kill it and all that it started, by their numbers."""
