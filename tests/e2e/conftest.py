@@ -93,16 +93,18 @@ class Program:
                 raise AssertionError(f"it does not happen: {self.out}\n{self.err}")
             time.sleep(0.1)
 
-    def left(self, seconds: float = 20) -> list[str]:
-        """The command lines of what still runs some seconds after it ended."""
+    def left(self, seconds: float = 20, ignoring: str = "nothing") -> list[str]:
+        """Names of what still runs some seconds after it ended."""
         deadline = time.monotonic() + seconds
-        while (found := descendants(self.mark)) and time.monotonic() < deadline:
+        while True:
+            names = []
+            for pid in descendants(self.mark):
+                with contextlib.suppress(OSError):
+                    names.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()[:200])
+            found = [name for name in names if ignoring not in name]
+            if not found or time.monotonic() > deadline:
+                return found
             time.sleep(0.1)
-        lines = []
-        for pid in found:
-            with contextlib.suppress(OSError):
-                lines.append(f"{pid}: {Path(f'/proc/{pid}/cmdline').read_text()[:200]}".replace("\0", " "))
-        return lines
 
     def end(self) -> None:
         """Kill it and all that it started, by their numbers."""
