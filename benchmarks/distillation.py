@@ -93,7 +93,7 @@ def main() -> None:
                 options.out.write_text(
                     json.dumps(
                         {
-                            "command": " ".join(["python", *sys.argv[:1], "--root", "PATH", *sys.argv[3:]]),
+                            "command": "python benchmarks/distillation.py --root PATH " + " ".join(sys.argv[3:]),
                             "provenance": facts,
                             "config": {
                                 **base,

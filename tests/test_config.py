@@ -35,7 +35,7 @@ from hksd.schema import Section, parse_yaml
 from hksd.terms import TERMS
 
 Make = Callable[..., Any]
-ALL_TERMS: dict[str, Any] = {"ce": {}, "kd": {}, "logits": {}, "squeeze": {}, "adversarial": {}}
+ALL_TERMS: dict[str, Any] = {name: {} for name in TERMS}
 
 
 # --- random valid configurations, drawn from the schema itself, so that a new knob is covered the day it is added

@@ -421,8 +421,8 @@ def test_what_is_dead_depends_on_fields_that_are_drawn_earlier(kind: type[Sectio
 # Ranges of every kind, put in the place of every key: what loads must be drawable.
 TRIED = [
     {"uniform": [1, 3]}, {"uniform": [0.1, 0.9]}, {"uniform": [0, 1]}, {"uniform": [1, 3], "step": 0.5},
-    {"uniform": [1, 3], "step": 1}, {"log_uniform": [1, 64]}, {"int": [1, 3]}, {"int": [0, 1]},
-    {"choice": [0, 1]}, {"choice": [0.5, 1.5]}, {"choice": [None, 2]}, {"choice": [True, False]},
+    {"uniform": [1, 9], "step": 0.5}, {"uniform": [1, 3], "step": 1}, {"log_uniform": [1, 64]}, {"int": [1, 3]},
+    {"int": [0, 1]}, {"choice": [0, 1]}, {"choice": [0.5, 1.5]}, {"choice": [None, 2]}, {"choice": [True, False]},
 ]
 FREE = [
     path for path in leaves(RunConfig)

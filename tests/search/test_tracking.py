@@ -252,6 +252,35 @@ def test_two_searches_in_one_store_do_not_mix(
     assert [len(steps(uri, run)) for run in runs if run.data.tags["hksd.kind"] == "trial"] == [1, 1]
 
 
+@pytest.mark.usefixtures("hasty")
+def test_a_search_that_is_resumed_with_another_store_gets_runs_of_its_own_there(
+    uri: str, folder: Path, tmp_path: Path, empty_store: Path, trial: Make, ended: Make, epoch_report: Make
+) -> None:
+    first = Tracker(uri, folder, "first")
+    first.start_search({}, "x")
+    first.start_trial(trial(0))
+    first.epoch(0, epoch_report(1))
+    first.end_trial(ended(0, "interrupted"))
+    assert first.close().unsent == 0
+    shutil.copy(empty_store, tmp_path / "other.db")
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    second = Tracker(other, folder, "first")
+    second.start_search({}, "x")
+    second.start_trial(trial(0, resumed=True))
+    for epoch in (2, 3):
+        second.epoch(0, epoch_report(epoch))
+    second.end_trial(ended(0))
+    second.end_search("FINISHED", {}, {}, {})
+    outcome = second.close()
+    assert (outcome.unsent, outcome.problem) == (0, None)
+    runs = stored(other)
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "first": "FINISHED", "000 resnet8 w0.50 ce+kd": "FINISHED",
+    }
+    assert steps(other, runs["000 resnet8 w0.50 ce+kd"]) == [2, 3]
+    assert runs["000 resnet8 w0.50 ce+kd"].data.params
+
+
 # --- stores that cannot be written
 
 
