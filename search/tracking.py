@@ -16,13 +16,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import urlsplit
 
 from hksd.checkpoint import write_atomically
 from hksd.config import RunConfig, config_hash, dump, flatten
 from hksd.errors import UserError
 from search.records import Assignment, Record
+from search.spool import Spool
 
 EXPERIMENT = "hksd"
 PARENT = "search"
@@ -105,8 +106,8 @@ class Tracker:
         self._unsent: list[dict[str, Any]] = []
         self._client: Any = None
         self._deadline = self._limit = float("inf")
-        self._acknowledged = 0  # lines of the spool that need not be sent again
-        self._spool: TextIO | None = None
+        self._acknowledged = 0  # records of the spool that need not be sent again
+        self._spool = Spool(folder / SPOOL_FILE)
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         if uri is None:
             return
@@ -114,35 +115,30 @@ class Tracker:
         self._thread.start()
 
     def _take_over(self) -> None:
-        """Queue what an earlier process left in the spool; sending a record twice leaves the store as it is."""
-        known, spool = self.folder / RUNS_FILE, self.folder / SPOOL_FILE
-        done = 0
+        """Queue what an earlier process left unsent; sending a record twice leaves the store as it is."""
+        known, done = self.folder / RUNS_FILE, 0
         if known.exists():
             facts = json.loads(known.read_text())
-            self.runs, done = facts["runs"], facts.get("acknowledged", 0)
-            self.earlier = frozenset(self.runs)
-        lines = spool.read_text().splitlines()[done:] if spool.exists() else []
-        if lines and not _whole(lines[-1]):
-            lines.pop()  # the process died while it wrote
-        for line in lines:
-            self._pending.put(json.loads(line))
-        try:
-            write_atomically(spool, "".join(line + "\n" for line in lines).encode())
-            self._spool = spool.open("a", encoding="utf-8")
-            if self.runs:
-                self._note_runs()
-        except OSError as error:
-            self.problem = f"the spool cannot be written: {error.strerror}"
+            done = facts.get("acknowledged", 0)
+            if facts["uri"] == self.uri:  # another store gets runs of its own
+                self.runs, self.experiment_id = facts["runs"], facts["experiment"]
+                self.earlier = frozenset(self.runs)
+        left = self._spool.read(done)
+        for record in left:
+            self._pending.put(record)
+        self._note_runs()  # before the spool is cut: at worst records are sent twice
+        self._spool.start(left)
 
     def _note_runs(self) -> None:
         """Remember the ids of the runs and how much of the spool is done."""
-        facts = {
-            "uri": self.uri,
-            "experiment": self.experiment_id,
-            "runs": self.runs,
-            "acknowledged": self._acknowledged,
-        }
-        write_atomically(self.folder / RUNS_FILE, json.dumps(facts).encode())
+        if not self.runs:
+            return
+        facts = {"uri": self.uri, "experiment": self.experiment_id, "runs": self.runs}
+        content = json.dumps({**facts, "acknowledged": self._acknowledged}).encode()
+        try:
+            write_atomically(self.folder / RUNS_FILE, content)
+        except OSError as error:
+            self.problem = f"{self.folder / RUNS_FILE}: {error.strerror}"
 
     def start_search(self, params: Mapping[str, str], space_yaml: str) -> None:
         """Open (or reopen) the parent run with the facts of the search."""
@@ -195,32 +191,18 @@ class Tracker:
         self._deadline, self._limit = time.monotonic() + FLUSH_S, time.monotonic() + LONGEST_FLUSH_S
         self._pending.put(None)
         self._thread.join()
-        spool = self.folder / SPOOL_FILE
-        try:
-            if self._spool is not None:
-                self._spool.close()
-            if self._unsent:
-                write_atomically(spool, "".join(json.dumps(record) + "\n" for record in self._unsent).encode())
-            else:
-                spool.unlink(missing_ok=True)
-            self._acknowledged = 0
-            if self.runs:
-                self._note_runs()
-        except OSError as error:
-            self.problem = f"{self.problem}; and the spool cannot be written: {error.strerror}"
+        self._acknowledged = 0
+        self._note_runs()
+        self._spool.end(self._unsent)
+        if self._spool.problem:
+            self.problem = f"{self.problem}; and the spool cannot be written: {self._spool.problem}"
         return Outcome(self.sent, len(self._unsent), self.problem if self._unsent else None)
 
     def _put(self, kind: str, run: str, **fields: Any) -> None:
-        if self.uri is None:
-            return
-        record = {"kind": kind, "run": run, "time": int(time.time() * 1000), **fields}
-        if self._spool is not None:
-            try:
-                self._spool.write(json.dumps(record) + "\n")
-                self._spool.flush()
-            except OSError as error:
-                self.problem = f"the spool cannot be written: {error.strerror}"
-        self._pending.put(record)
+        if self.uri is not None:
+            record = {"kind": kind, "run": run, "time": int(time.time() * 1000), **fields}
+            self._spool.add(record)
+            self._pending.put(record)
 
     def _work(self) -> None:
         files: list[dict[str, Any]] = []
@@ -296,6 +278,8 @@ class Tracker:
                 client.log_batch(run, params=params[start : start + BATCH_PARAMS])
             if new:
                 client.log_batch(run, metrics=[Metric(k, v, at, 0) for k, v in operation.get("metrics", {}).items()])
+        elif run is None:
+            log.warning("a record of run %s belongs to another MLflow store and is left out", operation["run"])
         elif operation["kind"] == "metrics":
             step = operation["step"]
             client.log_batch(run, metrics=[Metric(k, float(v), at, step) for k, v in operation["metrics"].items()])
@@ -335,14 +319,6 @@ def check(uri: str) -> str:
     except Exception as error:
         raise UserError(f"MLflow store {_without_password(uri)} cannot be used: {_reason(error, uri)}") from None
     return f"{_without_password(uri)}: {count} experiment(s)"
-
-
-def _whole(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
 
 
 def _reason(error: Exception, uri: str) -> str:
