@@ -83,6 +83,18 @@ def test_study_store_and_folder_agree_and_nothing_runs(first: dict[str, Any], ru
     assert [(int(row["number"]), row["status"]) for row in rows] == [(r.number, r.status) for r in found.records]
 
 
+def test_every_trial_that_ran_to_its_end_has_its_weights_and_its_result(
+    first: dict[str, Any], runs: Path, facts: Make
+) -> None:
+    whole = [record for record in facts(runs, NAME).records if record.status == "complete"]
+    for record in whole:
+        trial = runs / NAME / "trials" / f"{record.number:03d}"
+        assert (trial / "student.safetensors").exists()
+        result = json.loads((trial / "result.json").read_text())
+        assert (result["val_accuracy"], result["params"]) == (record.val_accuracy, record.params)
+        assert record.seconds == pytest.approx(result["seconds"])
+
+
 def test_the_files_of_the_search_are_in_the_store(
     first: dict[str, Any], runs: Path, facts: Make, tmp_path: Path
 ) -> None:
