@@ -79,7 +79,10 @@ class Range:
         not taken for whole numbers.
         """
         ends: list[tuple[tuple[str | int, ...], Any]] = [((self.kind, i), value) for i, value in enumerate(self.values)]
-        return ends if self.kind == "choice" else [*ends, ((self.kind,), self.at(0.3819660112501051))]
+        if self.kind == "choice":
+            return ends
+        between = self.values[0] + self.step if self.step else self.at(0.3819660112501051)
+        return [*ends, ((self.kind,), between)]
 
     def __str__(self) -> str:
         if self.kind == "choice":

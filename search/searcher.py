@@ -168,11 +168,18 @@ class Ledger:
         self._conclude(trial, status, TrialState.PRUNED, reason=reason)
 
     def report(self, number: int, result: Mapping[str, Any]) -> None:
-        """Take in the report of an epoch (fields of `hksd.loop.EpochReport`); a repeated epoch is ignored."""
-        trial, _ = self.live[number]
+        """Take in the report of an epoch (fields of `hksd.loop.EpochReport`); a repeated epoch is ignored.
+
+        A resumed trial repeats its last epoch. Observers hear of it, marked, since the process before may have died
+        between the study and them.
+        """
+        trial, assignment = self.live[number]
         before = self._attributes(trial).get("progress", {"epoch": 0, "seconds": 0.0})
         epoch, accuracy = int(result["epoch"]), float(result["val_accuracy"])
         if epoch <= before["epoch"]:
+            if assignment.resumed and epoch == before["epoch"]:
+                for observer in self.events.reported:
+                    observer(number, {**result, "repeated": True})
             return
         seconds = before["seconds"] + float(result["seconds"])
         trial.set_user_attr("progress", {"epoch": epoch, "val_accuracy": accuracy, "seconds": seconds})

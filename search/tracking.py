@@ -166,8 +166,9 @@ class Tracker:
         )
 
     def epoch(self, number: int, report: Mapping[str, Any]) -> None:
-        """Log the report of an epoch as one batch."""
-        self._put("metrics", str(number), metrics=epoch_metrics(report), step=int(report["epoch"]))
+        """Log the report of an epoch as one batch; one that is marked as repeated only if the store lacks it."""
+        once = bool(report.get("repeated"))
+        self._put("metrics", str(number), metrics=epoch_metrics(report), step=int(report["epoch"]), once=once)
 
     def end_trial(self, record: Record) -> None:
         """Close the child run of a trial with its status; refused draws have no run."""
@@ -282,6 +283,8 @@ class Tracker:
             log.warning("a record of run %s belongs to another MLflow store and is left out", operation["run"])
         elif operation["kind"] == "metrics":
             step = operation["step"]
+            if operation.get("once") and any(m.step == step for m in client.get_metric_history(run, "val/accuracy")):
+                return
             client.log_batch(run, metrics=[Metric(k, float(v), at, step) for k, v in operation["metrics"].items()])
         elif operation["kind"] == "text":
             client.log_text(run, operation["text"], operation["file"])
