@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +138,8 @@ def evaluate_one(output: Output, target: str, split: str, overrides: list[str]) 
     device = loop.resolve_device("cpu")
     batches = Batches(chosen, data, crop=0, flip=False, seed=0, device=device)
     scores = scoring.score(*scoring.predict(student, batches.plain(loop.EVALUATION_BATCH)))
-    facts = {"split": split, **dataclasses.asdict(scores), "classes": data.classes}
+    per_class = [None if math.isnan(value) else value for value in scores.per_class]  # JSON knows no NaN
+    facts = {"split": split, **dataclasses.asdict(scores), "per_class": per_class, "classes": data.classes}
 
     def show(console: Any) -> None:
         console.print(
@@ -145,7 +147,7 @@ def evaluate_one(output: Output, target: str, split: str, overrides: list[str]) 
             f"NLL {scores.nll:.4f}, calibration error {scores.ece:.4f}",
             highlight=False,
         )
-        for name, accuracy in zip(data.classes, scores.per_class, strict=True):
+        for name, accuracy in zip(data.classes, per_class, strict=True):
             console.print(f"  {name}: {percent(accuracy)}", highlight=False, markup=False)
 
     output.give(facts, show)

@@ -16,9 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import typer.main
 import yaml
+from PIL import Image
 
 from hksd import data as datasets
 from hksd import loop
@@ -500,6 +502,24 @@ def test_every_opening_of_the_test_split_is_written_down(trained: Path) -> None:
         lines = [json.loads(line) for line in openings.read_text().splitlines()]
         assert len(lines) == number
         assert all(re.match(r"\d{4}-\d\d-\d\dT", line["opened"]) for line in lines)
+
+
+def test_a_class_without_test_images_has_no_accuracy_and_the_json_stays_json(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0)
+    for part, classes in {"train": "abc", "test": "ab"}.items():
+        for name in classes:
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(8):
+                image = pixels.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(image).save(tmp_path / part / name / f"{number}.png")
+    tree = {**RUN, "data": {"name": "folder", "root": str(tmp_path), "validation": 0.25}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**tree, "train": {**RUN["train"], "epochs": 1}}))
+    assert hksd("train", tmp_path / "run.yaml", "--out", tmp_path / "out").code == 0
+    found = hksd("evaluate", tmp_path / "out", "--split", "test", "--json").json()
+    assert [accuracy is None for accuracy in found["per_class"]] == [False, False, True]
+    said = hksd("evaluate", tmp_path / "out", "--split", "test")
+    assert said.code == 0
+    assert "nan" not in said.out
 
 
 def test_runs_are_where_the_option_says_then_where_the_environment_says(
