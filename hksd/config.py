@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -203,18 +203,15 @@ class RunConfig(Section):
     train: Annotated[TrainConfig, Field(description="optimiser and schedule")]
     seed: Annotated[int, Field(ge=0, le=LAST_SEED, description="initial weights and order of images")] = 0
 
-    SIGNAL: ClassVar[frozenset[str]] = frozenset({"ce", "kd", "logits"})  # terms that alone make a classifier
-
     def __post_init__(self) -> None:
         active = self.terms.active()
         wanting = [name for name, term in active.items() if term.teacher_needs]
         if wanting and self.teacher is None:
             raise ValueError(f"a teacher section is required: {', '.join(wanting)} need(s) one")
-        adversarial = active.get("adversarial")
-        if not (self.SIGNAL & active.keys()) and not getattr(adversarial, "category_weight", 0):
+        if not any(term.tells_classes() for term in active.values()):
             raise ValueError(
-                "no term tells the student the classes: give ce, kd or logits a weight above 0, "
-                "or adversarial with a category_weight above 0"
+                "no term tells the student the classes: give ce, kd, logits or another term that does "
+                "(see `hksd methods`) a weight above 0, or adversarial with a category_weight above 0"
             )
 
 

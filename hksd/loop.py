@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,11 @@ from torch import Tensor
 from hksd import checkpoint, evaluate, models
 from hksd.config import RunConfig, TrainConfig, config_hash, dump_yaml
 from hksd.data import DataSet
-from hksd.data.augment import Batches
+from hksd.data.augment import batches_of
 from hksd.errors import NonFiniteLossError, UserError
 from hksd.models.taps import Out, TappedNet, TapShapes
 from hksd.objective import Objective
+from hksd.terms.base import Setting
 
 CONFIG_FILE = "config.yaml"
 EVALUATION_BATCH = 512
@@ -181,7 +182,9 @@ class _Loop:
         self.student = models.build(
             student.model, width=student.width, descriptor=student.descriptor_dim, **image_shape(data)
         ).to(device)
-        self.objective = Objective(config.terms, self.student.shapes, teacher_shapes, config.train.epochs).to(device)
+        self.objective = Objective(config.terms, self.student.shapes, teacher_shapes, config.train.epochs)
+        self.objective.meet(Setting(torch.from_numpy(data.train.labels.copy()), getattr(teacher, "model", None)))
+        self.objective.to(device)
         self.parameters = [*self.student.parameters(), *self.objective.joint_parameters()]
         train = config.train
         self.optimizer = torch.optim.SGD(
@@ -191,14 +194,8 @@ class _Loop:
             nesterov=train.nesterov,
             weight_decay=train.weight_decay,
         )
-        augmentation: dict[str, Any] = {
-            "crop": config.data.crop,
-            "flip": config.data.flip,
-            "seed": config.data.seed,
-            "device": device,
-        }
-        self.batches = Batches(data.train, data, **augmentation)
-        self.validation = Batches(data.validation, data, **{**augmentation, "crop": 0})
+        self.batches = batches_of(data.train, data, config.data, device, augment=True)
+        self.validation = batches_of(data.validation, data, config.data, device, augment=False)
         self.history: list[EpochReport] = []
 
     def resume(self) -> None:
@@ -275,7 +272,7 @@ class _Loop:
             lr = learning_rate(train, progress / train.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            out = self.student.taps(batch.images)
+            out = dataclasses.replace(self.student.taps(batch.images), images=batch.images, index=batch.index)
             known = self.teacher(batch.images, self.objective.teacher_needs) if self.teacher else None
             for name, value in self.objective.own_steps(out, known, batch.labels, progress).items():
                 sums[name].append(value)

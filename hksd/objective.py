@@ -11,6 +11,7 @@ from hksd import models
 from hksd.config import RunConfig, Terms
 from hksd.models.taps import Out, TapShapes
 from hksd.terms import Term
+from hksd.terms.base import Setting
 
 
 def verify(config: RunConfig, *, in_channels: int, classes: int, image_size: int) -> None:
@@ -45,15 +46,20 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict({name: config.build(student, teacher) for name, config in self.configs.items()})
         self.teacher_needs = frozenset[str]().union(*(config.teacher_needs for config in self.configs.values()))
 
+    def meet(self, setting: Setting) -> None:
+        """Tell every term what the run is made of (see `Term.meet`)."""
+        for term in self._terms().values():
+            term.meet(setting)
+
     def joint_parameters(self) -> list[nn.Parameter]:
         """Parameters of the terms that are optimised together with the student."""
         return [p for term in self._terms().values() for p in term.joint_parameters()]
 
     def own_steps(self, student: Out, teacher: Out | None, target: Tensor, epoch: float) -> dict[str, Tensor]:
-        """Let every term train its own part (see `Term.own_step`), unless its weight has ended for good."""
+        """Let every term train its own part (see `Term.own_step`), while its schedule runs."""
         values: dict[str, Tensor] = {}
         for name, term in self._terms().items():
-            if epoch == 0 or self.configs[name].factor(epoch, self.epochs) > 0:
+            if self.configs[name].runs(epoch, self.epochs):
                 scalars = term.own_step(student, teacher, target)
                 values.update({f"{name}/{key}": value for key, value in scalars.items()})
         return values

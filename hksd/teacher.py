@@ -38,7 +38,7 @@ from hksd.config import (
     content_hash,
 )
 from hksd.data import DataSet
-from hksd.data.augment import Batches
+from hksd.data.augment import Batches, batches_of
 from hksd.errors import RunError, UserError
 from hksd.evaluate import accuracy, predict
 from hksd.models.taps import Out, TappedNet
@@ -196,8 +196,8 @@ def _file_hash(path: str | None) -> str | None:
 
 
 def _batches(data: DataSet, config: DataConfig, device: torch.device) -> tuple[Batches, Batches]:
-    views: dict[str, Any] = {"flip": config.flip, "seed": config.seed, "device": device}
-    return Batches(data.train, data, crop=config.crop or 0, **views), Batches(data.validation, data, crop=0, **views)
+    train = batches_of(data.train, data, config, device, augment=True)
+    return train, batches_of(data.validation, data, config, device, augment=False)
 
 
 def _validate(network: TappedNet, data: DataSet, config: DataConfig, device: torch.device) -> float:

@@ -87,8 +87,12 @@ def start(*words: object, cwd: Path | None = None, module: str = "search.cli") -
     """Start the command as a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, words)], cwd=cwd, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-m", module, *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -135,7 +139,9 @@ def runs(files: Path) -> Path:
     assert second is not None
     assert third is not None
     fit(
-        first.config, data=data, out_dir=trial_folder(folder, first.number),
+        first.config,
+        data=data,
+        out_dir=trial_folder(folder, first.number),
         on_epoch=lambda report: ledger.report(first.number, dataclasses.asdict(report)),
     )
     ledger.finish(first.number)
@@ -322,7 +328,8 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "an override without value": ("train {files}/run.yaml --set train.epochs", "expected KEY.PATH=VALUE"),
     "an override through a value": ("train {files}/run.yaml --set train.epochs.x=1", "is a value, not a section"),
     "a range in a run": (
-        "train {files}/run.yaml --set 'train.lr={uniform: [0.1, 0.2]}'", "ranges are for search spaces",
+        "train {files}/run.yaml --set 'train.lr={uniform: [0.1, 0.2]}'",
+        "ranges are for search spaces",
     ),
     "a space in place of a run": ("train {files}/space.yaml", "search space"),
     "a run in place of a space": ("search {files}/run.yaml", "required in a search space"),
@@ -393,10 +400,13 @@ def test_a_read_only_folder_is_named(files: Path, tmp_path: Path) -> None:
 # --- runs that fail
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["teacher.min_accuracy=1.0"], "below teacher.min_accuracy 100.00%"),
-    (["train.lr=1e30"], "the loss is not finite at epoch 1"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["teacher.min_accuracy=1.0"], "below teacher.min_accuracy 100.00%"),
+        (["train.lr=1e30"], "the loss is not finite at epoch 1"),
+    ],
+)
 def test_a_run_that_fails_exits_with_1_and_its_reason(overrides: list[str], message: str, files: Path) -> None:
     words = ["train", files / "distil.yaml", "--runs", files / "runs-of-failures"]
     words += [word for override in overrides for word in ("--set", override)]

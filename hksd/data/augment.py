@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hksd.data import DataSet, Split
+
+if TYPE_CHECKING:
+    from hksd.config import DataConfig
 
 
 def views(seed: int, epoch: int, index: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -36,10 +40,23 @@ def views(seed: int, epoch: int, index: NDArray[np.int64]) -> NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on the device: images (B, channels, H, W) normalised float32, labels (B,) int64."""
+    """One batch on the device.
+
+    Attributes:
+        images: (B, channels, H, W), normalised float32.
+        labels: (B,), int64.
+        index: (B,), int64, position of each image in its split; None where images do not come again.
+    """
 
     images: Tensor
     labels: Tensor
+    index: Tensor | None = None
+
+
+def batches_of(split: Split, data: DataSet, config: DataConfig, device: torch.device, *, augment: bool) -> Batches:
+    """Batches of one split as `config` wants them; without `augment` only `Batches.plain` may be used."""
+    crop = (config.crop or 0) if augment else 0
+    return Batches(split, data, crop=crop, flip=bool(config.flip), seed=config.seed, device=device)
 
 
 class Batches:
@@ -96,7 +113,7 @@ class Batches:
             images = self.windows[at, dy[rows].to(device), dx[rows].to(device)]
             if flipped is not None:
                 images = torch.where(flipped[rows].to(device)[:, None, None, None], images.flip(3), images)
-            yield Batch(self._normalise(images), self.labels[at])
+            yield Batch(self._normalise(images), self.labels[at], at)
 
     def plain(self, batch_size: int) -> Iterator[Batch]:
         """Yield all images once, in order, neither cropped nor flipped."""

@@ -36,6 +36,8 @@ class Out:
         stages: output of every stage, each (N, F, H, W).
         blocks: output of every block, per stage, each (N, F, H, W).
         squeezed: squeezed vectors of levels 1, 2, ... (teacher only, see `hksd.attention`).
+        images: (N, channels, H, W), what the network was given (student only).
+        index: (N,), int64, position of each image in the training split (student only; None where images have none).
     """
 
     logits: Tensor
@@ -43,6 +45,8 @@ class Out:
     stages: Sequence[Tensor] = ()
     blocks: Sequence[Sequence[Tensor]] = ()
     squeezed: Sequence[Tensor] = field(default=())
+    images: Tensor | None = None
+    index: Tensor | None = None
 
 
 class TappedNet(nn.Module, ABC):

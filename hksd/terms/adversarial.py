@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hksd.models.taps import Out, TapShapes
-from hksd.terms.base import Term, TermConfig, Weight, require_teacher
+from hksd.terms.base import OffFraction, Term, TermConfig, WarmupEpochs, Weight, require_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class AdversarialConfig(TermConfig):
     """Usual weight 0.1 (RECONSTRUCTED; the paper's lambda_2 and mu are unknown)."""
 
     weight: Weight = 0.1
+    warmup_epochs: WarmupEpochs = 10.0
+    off_fraction: OffFraction = 0.05
     loss: Annotated[
         Literal["nonsaturating", "hinge", "least_squares"], Field(description="form of the game between the two")
     ] = "nonsaturating"
@@ -51,18 +53,18 @@ class AdversarialConfig(TermConfig):
     student_dropout: Annotated[float, Field(ge=0, lt=1, description="dropout on the student's logits in the game")] = (
         0.0
     )
-    warmup_epochs: Annotated[float, Field(ge=0, description="epochs over which the weight rises from 0")] = 10.0
-    off_fraction: Annotated[float, Field(ge=0, lt=1, description="share of the epochs at the end with weight 0")] = 0.05
 
     def dead_knobs(self) -> frozenset[str]:
         """`confusion` exists in the non-saturating game only."""
         return frozenset() if self.loss == "nonsaturating" else frozenset({"confusion"})
 
-    def factor(self, epoch: float, epochs: int) -> float:
-        """Linear ramp over `warmup_epochs`, 0 in the last `off_fraction` of the epochs."""
-        if epoch >= epochs * (1 - self.off_fraction):
-            return 0.0
-        return min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
+    def data_needs(self) -> frozenset[str]:
+        """The category head learns from labels."""
+        return frozenset({"labels"}) if self.category_weight else frozenset()
+
+    def tells_classes(self) -> bool:
+        """With a category head."""
+        return self.category_weight > 0
 
     def build(self, student: TapShapes, teacher: TapShapes | None) -> Term:
         """See `TermConfig.build`."""

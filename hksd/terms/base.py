@@ -7,29 +7,58 @@ state: adaptors that learn together with the student (`joint_parameters`) or an 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from hksd.models.taps import Out, TapShapes
+from hksd.errors import UserError
+from hksd.models.taps import Out, TappedNet, TapShapes
 from hksd.schema import Section
 
 Weight = Annotated[
     float, Field(ge=0, allow_inf_nan=False, description="weight of the term in the total loss; 0 removes the term")
 ]
+WarmupEpochs = Annotated[float, Field(ge=0, description="epochs over which the weight rises from 0")]
+OffFraction = Annotated[float, Field(ge=0, lt=1, description="share of the epochs at the end with weight 0")]
+
+
+def _check_count(value: object) -> object:
+    if value != "all" and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        raise ValueError(f"must be 'all' or a whole number of at least 1 (got {value!r})")
+    return value
+
+
+# For knobs that count stages, blocks, layers: annotate with `Field(description=...)` on top.
+CountOrAll = Annotated[int | Literal["all"], BeforeValidator(_check_count)]
+Stages = Annotated[CountOrAll, Field(description="all stages, or the last n of both networks, paired one to one")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TermConfig(Section, ABC):
-    """Knobs of a term. Subclasses add theirs; every term has a weight."""
+    """Knobs of a term. Subclasses add theirs; every term has a weight and a schedule for it."""
 
     weight: Weight = 1.0
+    delay_epochs: Annotated[float, Field(ge=0, description="epochs at the start with weight 0")] = 0.0
+    warmup_epochs: WarmupEpochs = 0.0
+    decay: Annotated[
+        Literal["none", "linear", "cosine"], Field(description="how the weight falls to 0 until its end")
+    ] = "none"
+    off_fraction: OffFraction = 0.0
 
     student_needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     teacher_needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+
+    def data_needs(self) -> frozenset[str]:
+        """What the term must know of the data beyond images: ``labels``, ``index`` (images that come again)."""
+        return frozenset()
+
+    def tells_classes(self) -> bool:
+        """Whether the term alone makes a classifier of the student."""
+        return False
 
     @abstractmethod
     def build(self, student: TapShapes, teacher: TapShapes | None) -> Term:
@@ -39,9 +68,32 @@ class TermConfig(Section, ABC):
             UserError: the term cannot work with these networks.
         """
 
+    def runs(self, epoch: float, epochs: int) -> bool:
+        """Whether `epoch` (fractional, from 0) of `epochs` lies between `delay_epochs` and the last `off_fraction`."""
+        return self.delay_epochs <= epoch < epochs * (1 - self.off_fraction)
+
     def factor(self, epoch: float, epochs: int) -> float:
-        """Factor on the weight after `epoch` (fractional, from 0) of `epochs` epochs; 1 unless the term has a ramp."""
-        return 1.0
+        """Factor 0 to 1 on the weight after `epoch` (fractional, from 0) of `epochs` epochs."""
+        if not self.runs(epoch, epochs):
+            return 0.0
+        since = epoch - self.delay_epochs
+        share = since / (epochs * (1 - self.off_fraction) - self.delay_epochs)
+        rise = min(1.0, since / self.warmup_epochs) if self.warmup_epochs else 1.0
+        fall = {"none": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[self.decay]
+        return rise * fall
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run tells its terms once, before the first step and before a checkpoint is loaded.
+
+    Attributes:
+        labels: (n,), int64, labels of the training split; `Out.index` points into it.
+        teacher: the frozen teacher network, where there is one. A term that trains it trains a copy.
+    """
+
+    labels: Tensor
+    teacher: TappedNet | None
 
 
 class Term(nn.Module, ABC):
@@ -57,6 +109,9 @@ class Term(nn.Module, ABC):
             target: labels (N,), int64.
         """
 
+    def meet(self, setting: Setting) -> None:
+        """Make what depends on the run's data or teacher network (a memory bank, a copy of the teacher)."""
+
     def joint_parameters(self) -> list[nn.Parameter]:
         """Parameters that are optimised together with the student."""
         return list(self.parameters())
@@ -70,3 +125,26 @@ def require_teacher(teacher: Out | None) -> Out:
     """Return `teacher`; a term that needs one was built without it only by a mistake of ours."""
     assert teacher is not None, "this term needs a teacher"
     return teacher
+
+
+def pair_stages(term: str, student: TapShapes, teacher: TapShapes | None, stages: int | Literal["all"] = "all") -> int:
+    """How many stages of both networks are compared, counted from the last one backwards.
+
+    Raises:
+        UserError: a network shows none, the numbers are unlike and `stages` is all, or `stages` is too large.
+    """
+    assert teacher is not None
+    have = {"student": len(student.stages), "teacher": len(teacher.stages)}
+    for side, count in have.items():
+        if not count:
+            raise UserError(f"terms.{term} compares stages, but the {side} shows none; name them in {side}.taps")
+    numbers = " and ".join(f"the {side} has {count}" for side, count in have.items())
+    fewest = min(have.values())
+    if stages == "all" and len(set(have.values())) > 1:
+        raise UserError(
+            f"terms.{term} pairs the stages of both networks, but {numbers}; "
+            f"set terms.{term}.stages: {fewest} to compare the last {fewest}"
+        )
+    if stages != "all" and stages > fewest:
+        raise UserError(f"terms.{term}.stages={stages}, but {numbers} stage(s); use at most {fewest}")
+    return fewest if stages == "all" else stages

@@ -23,6 +23,14 @@ class CrossEntropyConfig(TermConfig):
 
     teacher_needs: ClassVar[frozenset[str]] = frozenset()
 
+    def data_needs(self) -> frozenset[str]:
+        """The labels."""
+        return frozenset({"labels"})
+
+    def tells_classes(self) -> bool:
+        """Yes."""
+        return True
+
     def build(self, student: TapShapes, teacher: TapShapes | None) -> Term:
         """See `TermConfig.build`."""
         return CrossEntropy(self)

@@ -21,6 +21,10 @@ class DistillationConfig(TermConfig):
         4.0
     )
 
+    def tells_classes(self) -> bool:
+        """Yes."""
+        return True
+
     def build(self, student: TapShapes, teacher: TapShapes | None) -> Term:
         """See `TermConfig.build`."""
         return Distillation(self)

@@ -17,6 +17,10 @@ from hksd.terms.base import Term, TermConfig, require_teacher
 class LogitsConfig(TermConfig):
     """Usual weight 1 as a mean over classes (RECONSTRUCTED; the paper's lambda_1 is unknown)."""
 
+    def tells_classes(self) -> bool:
+        """Yes."""
+        return True
+
     def build(self, student: TapShapes, teacher: TapShapes | None) -> Term:
         """See `TermConfig.build`."""
         return Logits()

@@ -12,18 +12,12 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from hksd.attention import AttentionSpec, Compatibility, HierarchicalAttention, join
 from hksd.models.taps import Out, TapShapes
-from hksd.terms.base import Term, TermConfig, require_teacher
-
-
-def _check_blocks(value: object) -> object:
-    if value != "all" and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        raise ValueError(f"must be 'all' or a whole number of at least 1 (got {value!r})")
-    return value
+from hksd.terms.base import CountOrAll, Term, TermConfig, require_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +34,7 @@ class SqueezeConfig(TermConfig):
     )
     attention_temperature: Annotated[float, Field(gt=0, description="divides the scores before the softmax")] = 1.0
     blocks: Annotated[
-        int | Literal["all"],
-        BeforeValidator(_check_blocks),
+        CountOrAll,
         Field(description="tapped blocks per stage: all, or that many, evenly spaced, paired one to one at depth 1"),
     ] = "all"
     share_query: Annotated[bool, Field(description="one query projection for all blocks of a stage")] = True
@@ -74,6 +67,10 @@ class SqueezeConfig(TermConfig):
         if self.metric == "cosine":
             dead |= {"normalize"}
         return frozenset(dead)
+
+    def data_needs(self) -> frozenset[str]:
+        """The task head on the vectors learns from labels."""
+        return frozenset({"labels"}) if self.task_weight else frozenset()
 
     def attention(self) -> AttentionSpec:
         """The structure that teacher and student share; dead knobs are at their default, so that they stay dead."""

@@ -30,7 +30,11 @@ ROOT = Path(cli.__file__).resolve().parent.parent
 SPACE: dict[str, Any] = {
     "data": {"name": "digits", "limit": 400, "validation": 0.25},
     "teacher": {
-        "model": "resnet8", "width": 0.5, "epochs": 3, "batch_size": 64, "attention": {"epochs": 1, "batch_size": 64},
+        "model": "resnet8",
+        "width": 0.5,
+        "epochs": 3,
+        "batch_size": 64,
+        "attention": {"epochs": 1, "batch_size": 64},
     },
     "student": {"model": "resnet8", "width": {"choice": [0.25, 0.5]}},
     "terms": {
@@ -132,8 +136,13 @@ def start() -> Iterator[Callable[..., Program]]:
         for name in ("HKSD_RUNS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
             environment.pop(name, None)
         process = subprocess.Popen(
-            [sys.executable, "-m", "search.cli", *map(str, words)], cwd=cwd, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            [sys.executable, "-m", "search.cli", *map(str, words)],
+            cwd=cwd,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
         programs.append(Program(process, mark))
         return programs[-1]
@@ -229,7 +238,9 @@ class Facts:
     def must_agree(self) -> None:
         """The books name the same trials, with the same outcome, and nothing runs."""
         expected = {
-            "complete": ("COMPLETE", "FINISHED"), "pruned": ("PRUNED", "KILLED"), "failed": ("FAIL", "FAILED"),
+            "complete": ("COMPLETE", "FINISHED"),
+            "pruned": ("PRUNED", "KILLED"),
+            "failed": ("FAIL", "FAILED"),
             "interrupted": ("WAITING", "KILLED"),
         }
         numbers = {record.number for record in self.trained}

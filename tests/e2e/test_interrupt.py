@@ -26,7 +26,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, write_space: Make) -> Path:
     """Working directory with space.yaml; its searches share the cache of teachers below `my runs`."""
     folder = tmp_path_factory.mktemp("interrupted")
     write_space(
-        folder / "space.yaml", train={"epochs": EPOCHS}, search={"trials": 4, "scheduler": "none"},
+        folder / "space.yaml",
+        train={"epochs": EPOCHS},
+        search={"trials": 4, "scheduler": "none"},
         terms={"squeeze": {"weight": {"log_uniform": [0.1, 1]}, "depth": 1}},
     )
     return folder
@@ -117,8 +119,9 @@ def test_a_killed_driver_loses_no_finished_trial_and_the_search_continues(
     folder = place / "my runs" / "killed"
     program = search(start, place, "killed")
     program.wait_until(
-        lambda: {"complete", "running"} <= {r.status for r in records(folder)} and any(
-            r.status == "running" and r.epoch >= 2 for r in records(folder)
+        lambda: (
+            {"complete", "running"} <= {r.status for r in records(folder)}
+            and any(r.status == "running" and r.epoch >= 2 for r in records(folder))
         )
     )
     program.process.send_signal(signal.SIGKILL)
@@ -129,7 +132,8 @@ def test_a_killed_driver_loses_no_finished_trial_and_the_search_continues(
     done = [record for record in before if record.status == "complete"]
     assert done
     written = {
-        path: path.stat().st_mtime_ns for record in done
+        path: path.stat().st_mtime_ns
+        for record in done
         for path in (folder / "trials" / f"{record.number:03d}").iterdir()
     }
 

@@ -26,7 +26,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, write_space: Make) -> Path:
     folder = tmp_path_factory.mktemp("end to end")  # with blanks, as people's folders have
     write_space(
         folder / "space.yaml",
-        student={"width": {"choice": [0.25, 0.5, 2.0]}}, train={"lr": {"choice": [0.1, 0.05, 0.2, 1.0e9]}},
+        student={"width": {"choice": [0.25, 0.5, 2.0]}},
+        train={"lr": {"choice": [0.1, 0.05, 0.2, 1.0e9]}},
         search={"trials": 6, "limits": {"params": 25_000}, "scheduler": {"asha": {"grace_epochs": 1}}},
     )
     return folder
@@ -51,7 +52,8 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of every file below a folder, but for what only reading it touches."""
     return {
         str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
     }
 
 
@@ -175,11 +177,14 @@ def test_another_trial_can_be_exported(
     assert yaml.safe_load((tmp_path / "arm" / "best.yaml").read_text()) == arm["config"]
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["space.yaml", "--name", NAME], "exists already"),
-    (["space.yaml", "--name", NAME, "--resume", "--set", "train.batch_size=32"], "the space has changed"),
-    (["space.yaml", "--name", NAME, "--resume", "--set", "search.limits.params=30000"], "the space has changed"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["space.yaml", "--name", NAME], "exists already"),
+        (["space.yaml", "--name", NAME, "--resume", "--set", "train.batch_size=32"], "the space has changed"),
+        (["space.yaml", "--name", NAME, "--resume", "--set", "search.limits.params=30000"], "the space has changed"),
+    ],
+)
 def test_a_search_is_neither_overwritten_nor_mixed_with_another(
     words: list[str], message: str, first: dict[str, Any], place: Path, runs: Path, inside: Make
 ) -> None:

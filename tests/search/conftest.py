@@ -77,9 +77,17 @@ def epoch_report() -> Callable[..., dict[str, Any]]:
 
     def make(epoch: int, accuracy: float = 0.5, epochs: int = 3, seconds: float = 2.0) -> dict[str, Any]:
         return {
-            "epoch": epoch, "epochs": epochs, "val_accuracy": accuracy, "val_loss": 1.5, "train_accuracy": 0.4,
-            "train_loss": 2.0, "terms": {"ce": 1.25}, "diagnostics": {"adversarial/discriminator_loss": 0.75},
-            "lr": 0.1, "seconds": seconds, "images_per_s": 100.0,
+            "epoch": epoch,
+            "epochs": epochs,
+            "val_accuracy": accuracy,
+            "val_loss": 1.5,
+            "train_accuracy": 0.4,
+            "train_loss": 2.0,
+            "terms": {"ce": 1.25},
+            "diagnostics": {"adversarial/discriminator_loss": 0.75},
+            "lr": 0.1,
+            "seconds": seconds,
+            "images_per_s": 100.0,
         }
 
     return make

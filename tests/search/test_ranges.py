@@ -22,25 +22,28 @@ def read(text: str) -> tuple[Range | None, list[Problem]]:
     return parse(parse_yaml(f"x: {text}", "x.yaml").tree["x"], PATH)
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("{choice: [a, b]}", Range("choice", ("a", "b"))),
-    ("{choice: [1]}", Range("choice", (1,))),
-    ("{choice: [true, false]}", Range("choice", (True, False))),
-    ("{choice: [null, 64]}", Range("choice", (None, 64))),
-    ("{choice: [all, 1, 2.5]}", Range("choice", ("all", 1, 2.5))),
-    ("{choice: [1, true]}", Range("choice", (1, True))),
-    ("{uniform: [0, 1]}", Range("uniform", (0.0, 1.0))),
-    ("{uniform: [-1.5, 1], step: 0.5}", Range("uniform", (-1.5, 1.0), 0.5)),
-    ("{log_uniform: [1e-4, 1]}", Range("log_uniform", (0.0001, 1.0))),
-    ('{log_uniform: ["1e-4", "1"]}', Range("log_uniform", (0.0001, 1.0))),
-    ("{int: [1, 8]}", Range("int", (1, 8))),
-    ("{int: [-4, 8], step: 3}", Range("int", (-4, 8), 3)),
-    ("{int: [1e1, 2e1]}", Range("int", (10, 20))),
-    ('{int: ["1e1", "20.0"]}', Range("int", (10, 20))),
-    ("{choice: [1, 2], off: 0.25}", Range("choice", (1, 2), None, 0.25)),
-    ("{uniform: [1, 2], off: 0}", Range("uniform", (1.0, 2.0), None, 0.0)),
-    ("{uniform: [0, 1], step: 0.25, off: 0.999}", Range("uniform", (0.0, 1.0), 0.25, 0.999)),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{choice: [a, b]}", Range("choice", ("a", "b"))),
+        ("{choice: [1]}", Range("choice", (1,))),
+        ("{choice: [true, false]}", Range("choice", (True, False))),
+        ("{choice: [null, 64]}", Range("choice", (None, 64))),
+        ("{choice: [all, 1, 2.5]}", Range("choice", ("all", 1, 2.5))),
+        ("{choice: [1, true]}", Range("choice", (1, True))),
+        ("{uniform: [0, 1]}", Range("uniform", (0.0, 1.0))),
+        ("{uniform: [-1.5, 1], step: 0.5}", Range("uniform", (-1.5, 1.0), 0.5)),
+        ("{log_uniform: [1e-4, 1]}", Range("log_uniform", (0.0001, 1.0))),
+        ('{log_uniform: ["1e-4", "1"]}', Range("log_uniform", (0.0001, 1.0))),
+        ("{int: [1, 8]}", Range("int", (1, 8))),
+        ("{int: [-4, 8], step: 3}", Range("int", (-4, 8), 3)),
+        ("{int: [1e1, 2e1]}", Range("int", (10, 20))),
+        ('{int: ["1e1", "20.0"]}', Range("int", (10, 20))),
+        ("{choice: [1, 2], off: 0.25}", Range("choice", (1, 2), None, 0.25)),
+        ("{uniform: [1, 2], off: 0}", Range("uniform", (1.0, 2.0), None, 0.0)),
+        ("{uniform: [0, 1], step: 0.25, off: 0.999}", Range("uniform", (0.0, 1.0), 0.25, 0.999)),
+    ],
+)
 def test_every_distribution_is_read_as_it_is_written(text: str, expected: Range) -> None:
     spread, faults = read(text)
     assert faults == []
@@ -49,9 +52,14 @@ def test_every_distribution_is_read_as_it_is_written(text: str, expected: Range)
     assert type(spread.step) is type(expected.step)
 
 
-@pytest.mark.parametrize(("text", "values"), [
-    ("[1e-3, 1E2, -2e+1, .5e1]", (0.001, 100.0, -20.0, 5.0)), ("[0.001, 1]", (0.001, 1)), ("[off, on]", ("off", "on")),
-])
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("[1e-3, 1E2, -2e+1, .5e1]", (0.001, 100.0, -20.0, 5.0)),
+        ("[0.001, 1]", (0.001, 1)),
+        ("[off, on]", ("off", "on")),
+    ],
+)
 def test_numbers_in_a_choice_are_numbers_with_and_without_a_dot(text: str, values: tuple[Any, ...]) -> None:
     spread, _ = read(f"{{choice: {text}}}")
     assert spread is not None
@@ -175,10 +183,18 @@ def test_the_middle_lies_inside_and_on_the_steps(spread: Range) -> None:
     assert inside(spread, spread.middle())
 
 
-@pytest.mark.parametrize(("text", "middle"), [
-    ("{choice: [b, a, c]}", "b"), ("{uniform: [1, 8]}", 4.5), ("{log_uniform: [0.01, 100]}", 1.0), ("{int: [2, 6]}", 4),
-    ("{int: [0, 10], step: 5}", 5), ("{uniform: [0, 1], step: 0.25}", 0.5), ("{uniform: [1, 4], step: 3}", 1.0),
-])
+@pytest.mark.parametrize(
+    ("text", "middle"),
+    [
+        ("{choice: [b, a, c]}", "b"),
+        ("{uniform: [1, 8]}", 4.5),
+        ("{log_uniform: [0.01, 100]}", 1.0),
+        ("{int: [2, 6]}", 4),
+        ("{int: [0, 10], step: 5}", 5),
+        ("{uniform: [0, 1], step: 0.25}", 0.5),
+        ("{uniform: [1, 4], step: 3}", 1.0),
+    ],
+)
 def test_the_middle_is_the_first_choice_the_mean_or_the_geometric_mean(text: str, middle: Any) -> None:
     spread, _ = read(text)
     assert spread is not None
@@ -196,11 +212,16 @@ def test_shares_of_a_range_of_numbers_lie_inside_and_rise_from_its_low_end(sprea
     assert high - spread.at(1.0) < (spread.step or 1e-9 * max(abs(low), abs(high)))
 
 
-@pytest.mark.parametrize(("text", "values"), [
-    ("{int: [1, 4]}", (1, 1, 2, 3, 4)), ("{int: [1, 10], step: 4}", (1, 1, 5, 5, 9)),
-    ("{uniform: [0, 1]}", (0.0, 0.25, 0.5, 0.75, 1.0)), ("{uniform: [0, 1], step: 0.5}", (0.0, 0.0, 0.5, 0.5, 1.0)),
-    ("{log_uniform: [1, 16]}", (1.0, 2.0, 4.0, 8.0, 16.0)),
-])
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("{int: [1, 4]}", (1, 1, 2, 3, 4)),
+        ("{int: [1, 10], step: 4}", (1, 1, 5, 5, 9)),
+        ("{uniform: [0, 1]}", (0.0, 0.25, 0.5, 0.75, 1.0)),
+        ("{uniform: [0, 1], step: 0.5}", (0.0, 0.0, 0.5, 0.5, 1.0)),
+        ("{log_uniform: [1, 16]}", (1.0, 2.0, 4.0, 8.0, 16.0)),
+    ],
+)
 def test_quarters_of_a_range_are_its_steps_or_evenly_spread(text: str, values: tuple[Any, ...]) -> None:
     spread, _ = read(text)
     assert spread is not None
@@ -225,20 +246,31 @@ def draws_of(text: str, count: int) -> list[Any]:
     return [spread.draw(study.ask(), "x") for _ in range(count)]
 
 
-@pytest.mark.parametrize(("text", "middle", "share"), [
-    # The share of draws below `middle`, and its expected value.
-    ("{uniform: [1, 100]}", 50.5, 0.5), ("{log_uniform: [1, 100]}", 10.0, 0.5), ("{uniform: [1, 100]}", 10.0, 9 / 99),
-    ("{int: [1, 4]}", 2.5, 0.5), ("{choice: [1, 2, 3, 4]}", 1.5, 0.25),
-])
+@pytest.mark.parametrize(
+    ("text", "middle", "share"),
+    [
+        # The share of draws below `middle`, and its expected value.
+        ("{uniform: [1, 100]}", 50.5, 0.5),
+        ("{log_uniform: [1, 100]}", 10.0, 0.5),
+        ("{uniform: [1, 100]}", 10.0, 9 / 99),
+        ("{int: [1, 4]}", 2.5, 0.5),
+        ("{choice: [1, 2, 3, 4]}", 1.5, 0.25),
+    ],
+)
 def test_draws_follow_their_distribution(text: str, middle: float, share: float) -> None:
     count = 1000
     found = sum(value < middle for value in draws_of(text, count))
     assert abs(found - share * count) < 5 * math.sqrt(count * share * (1 - share))
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("{int: [1, 7], step: 3}", {1, 4, 7}), ("{choice: [a, b]}", {"a", "b"}), ("{int: [3, 5]}", {3, 4, 5}),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{int: [1, 7], step: 3}", {1, 4, 7}),
+        ("{choice: [a, b]}", {"a", "b"}),
+        ("{int: [3, 5]}", {3, 4, 5}),
+    ],
+)
 def test_every_value_of_a_finite_range_is_drawn(text: str, expected: set[Any]) -> None:
     assert set(draws_of(text, 200)) == expected
 
@@ -251,23 +283,31 @@ def test_what_is_validated_holds_every_choice_or_both_ends_with_their_path_and_n
     assert all(path[0] == spread.kind and inside(spread, value) for path, value in samples[len(ends) :])
 
 
-@pytest.mark.parametrize(("text", "whole"), [
-    ("{uniform: [1, 3]}", False), ("{log_uniform: [1, 64]}", False), ("{uniform: [1, 9], step: 0.5}", False),
-    ("{uniform: [1, 3], step: 1}", True), ("{int: [1, 30]}", True),
-])
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("{uniform: [1, 3]}", False),
+        ("{log_uniform: [1, 64]}", False),
+        ("{uniform: [1, 9], step: 0.5}", False),
+        ("{uniform: [1, 3], step: 1}", True),
+        ("{int: [1, 30]}", True),
+    ],
+)
 def test_a_range_that_only_starts_and_ends_on_whole_numbers_is_not_validated_as_whole(text: str, whole: bool) -> None:
     spread, _ = read(text)
     assert spread is not None
     assert all(float(value).is_integer() for _, value in spread.samples()) == whole
 
 
-@pytest.mark.parametrize(("text", "shown"), [
-    ("{choice: [a, 2, null]}", "a | 2 | None"), ("{uniform: [0, 1], step: 0.5}", "uniform 0 .. 1 step 0.5"),
-    ("{int: [1, 9]}", "int 1 .. 9"), ("{log_uniform: [1e-3, 10], off: 0.3}",
-                                     "log_uniform 0.001 .. 10  (block absent with probability 0.3)"),
-])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("{choice: [a, 2, null]}", "a | 2 | None"),
+        ("{uniform: [0, 1], step: 0.5}", "uniform 0 .. 1 step 0.5"),
+        ("{int: [1, 9]}", "int 1 .. 9"),
+        ("{log_uniform: [1e-3, 10], off: 0.3}", "log_uniform 0.001 .. 10  (block absent with probability 0.3)"),
+    ],
+)
 def test_a_range_is_shown_as_people_write_it(text: str, shown: str) -> None:
     spread, _ = read(text)
     assert str(spread) == shown
-
-

@@ -19,14 +19,20 @@ from search.results import FACTS_FILE, STATUSES, SearchFolder, best, counts, exp
 
 Make = Callable[..., Any]
 FACTS = {
-    "name": "first", "minimize": [],
+    "name": "first",
+    "minimize": [],
     "teacher": {"model": "resnet20", "accuracy": 0.9, "params": 1000, "mflops": 3.0},
 }
 
 
 def made(
-    number: int, accuracy: float | None = 0.5, params: int | None = 100, status: Status = "complete",
-    arm: str | None = None, config: dict[str, Any] | None = None, mflops: float | None = 1.0,
+    number: int,
+    accuracy: float | None = 0.5,
+    params: int | None = 100,
+    status: Status = "complete",
+    arm: str | None = None,
+    config: dict[str, Any] | None = None,
+    mflops: float | None = 1.0,
 ) -> Record:
     return Record(number, status, arm, config, params, mflops, 3, accuracy, 1.0, None)
 
@@ -63,10 +69,12 @@ def test_nothing_has_no_best_and_no_front() -> None:
 
 records_of = st.lists(
     st.tuples(st.integers(0, 4), st.integers(1, 4), st.integers(1, 4), st.booleans()), max_size=12
-).map(lambda rows: [
-    made(number, accuracy / 4, params, "complete" if whole else "pruned", mflops=float(mflops))
-    for number, (accuracy, params, mflops, whole) in enumerate(rows)
-])
+).map(
+    lambda rows: [
+        made(number, accuracy / 4, params, "complete" if whole else "pruned", mflops=float(mflops))
+        for number, (accuracy, params, mflops, whole) in enumerate(rows)
+    ]
+)
 
 
 @given(records=records_of, minimize=st.sampled_from([[], ["params"], ["mflops"], ["params", "mflops"]]))
@@ -97,6 +105,7 @@ def test_every_outcome_is_counted_also_those_that_did_not_happen() -> None:
 @pytest.fixture
 def search(make_tree: Make) -> Callable[..., SearchFolder]:
     """search(records): a search with these records."""
+
     def make(records: list[Record], facts: dict[str, Any] = FACTS) -> SearchFolder:
         tree = dump(from_tree(make_tree(student={"model": "resnet14", "width": 0.5})))
         whole = [Record(**{**record.__dict__, "config": tree}) for record in records]
@@ -109,7 +118,9 @@ def test_the_table_holds_teacher_best_student_and_arms(search: Make) -> None:
     found = search([made(0, 0.5, arm=NO_DISTILLATION), made(1, 0.6, arm=STANDARD_KD), made(2, 0.7, 90)])
     rows = found.rows()
     assert [row.name for row in rows] == [
-        "teacher", "best student (trial 2)", *(f"arm: {name}" for name in ARMS),
+        "teacher",
+        "best student (trial 2)",
+        *(f"arm: {name}" for name in ARMS),
     ]
     assert [row.val_accuracy for row in rows] == [0.9, 0.7, 0.5, 0.6]
     assert [row.params for row in rows] == [1000, 90, 100, 100]

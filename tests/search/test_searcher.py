@@ -90,10 +90,15 @@ def test_an_arm_that_was_given_out_is_not_given_out_again_after_a_restart(make_s
 # --- how a trial ends
 
 
-@pytest.mark.parametrize(("accuracies", "status", "state"), [
-    ((), "pruned", "PRUNED"), ((0.9,), "pruned", "PRUNED"), ((0.9, 0.5), "pruned", "PRUNED"),
-    ((0.9, 0.5, 0.4), "complete", "COMPLETE"),
-])
+@pytest.mark.parametrize(
+    ("accuracies", "status", "state"),
+    [
+        ((), "pruned", "PRUNED"),
+        ((0.9,), "pruned", "PRUNED"),
+        ((0.9, 0.5), "pruned", "PRUNED"),
+        ((0.9, 0.5, 0.4), "complete", "COMPLETE"),
+    ],
+)
 def test_a_trial_is_complete_only_after_its_last_epoch_and_worth_the_value_of_its_last(
     accuracies: tuple[float, ...], status: str, state: str, make_space: Make, open_ledger: Make, train: Make
 ) -> None:
@@ -162,9 +167,16 @@ def test_observers_hear_of_every_start_report_and_end_in_order(
     take(ledger)
     ledger.interrupt()
     assert heard == [
-        ("start", 0, False), ("epoch", 0, 1), ("epoch", 0, 2), ("epoch", 0, 3), ("end", 0, "complete"),
-        ("start", 1, False), ("epoch", 1, 1), ("end", 1, "pruned"),
-        ("start", 2, False), ("end", 2, "interrupted"),
+        ("start", 0, False),
+        ("epoch", 0, 1),
+        ("epoch", 0, 2),
+        ("epoch", 0, 3),
+        ("end", 0, "complete"),
+        ("start", 1, False),
+        ("epoch", 1, 1),
+        ("end", 1, "pruned"),
+        ("start", 2, False),
+        ("end", 2, "interrupted"),
     ]
     heard.clear()
     take(open_ledger(space, events))
@@ -241,11 +253,15 @@ def test_the_patience_is_with_refusals_in_a_row_and_not_with_all_of_them(
     assert not ledger.exhausted
 
 
-@pytest.mark.parametrize("sections", [
-    # A term of weight 0 and no such term, and Nesterov's form of no momentum, are the same run.
-    {"terms": {"ce": {"weight": 0.5}, "kd": {"weight": {"choice": [0.0], "off": 0.5}}}, "train": {"lr": 0.1}},
-    {"terms": {"ce": {"weight": 0.5}}, "train": {"lr": 0.1, "momentum": 0, "nesterov": {"choice": [True, False]}}},
-], ids=["weight", "momentum"])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        # A term of weight 0 and no such term, and Nesterov's form of no momentum, are the same run.
+        {"terms": {"ce": {"weight": 0.5}, "kd": {"weight": {"choice": [0.0], "off": 0.5}}}, "train": {"lr": 0.1}},
+        {"terms": {"ce": {"weight": 0.5}}, "train": {"lr": 0.1, "momentum": 0, "nesterov": {"choice": [True, False]}}},
+    ],
+    ids=["weight", "momentum"],
+)
 def test_draws_that_differ_only_in_what_cannot_matter_are_duplicates(
     sections: dict[str, Any], make_space: Make, open_ledger: Make, train: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,13 +273,17 @@ def test_draws_that_differ_only_in_what_cannot_matter_are_duplicates(
     assert len({json.dumps(trial(ledger, record.number).params) for record in ledger.records()[2:]}) > 1
 
 
-@pytest.mark.parametrize("terms", [
-    {"ce": {"weight": {"uniform": [0.1, 1], "off": 0.5}}, "kd": {"weight": {"uniform": [0.1, 1], "off": 0.5}}},
-    {"ce": {"weight": {"choice": [1, 0]}}},
-    {"ce": {"weight": {"choice": [1, 0]}}, "kd": {"weight": {"uniform": [1, 2], "off": 0.5}}},
-    {"kd": {"weight": {"choice": [1.0], "off": 0.5}}, "squeeze": {}},
-    {"ce": {"weight": {"choice": [1.0], "off": 0.5}}, "adversarial": {"category_weight": {"choice": [1, 0]}}},
-], ids=str)
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"ce": {"weight": {"uniform": [0.1, 1], "off": 0.5}}, "kd": {"weight": {"uniform": [0.1, 1], "off": 0.5}}},
+        {"ce": {"weight": {"choice": [1, 0]}}},
+        {"ce": {"weight": {"choice": [1, 0]}}, "kd": {"weight": {"uniform": [1, 2], "off": 0.5}}},
+        {"kd": {"weight": {"choice": [1.0], "off": 0.5}}, "squeeze": {}},
+        {"ce": {"weight": {"choice": [1.0], "off": 0.5}}, "adversarial": {"category_weight": {"choice": [1, 0]}}},
+    ],
+    ids=str,
+)
 def test_a_draw_without_any_term_that_tells_the_classes_is_refused_like_one_outside_the_limits(
     terms: dict[str, Any], make_space: Make, open_ledger: Make, train: Make
 ) -> None:
@@ -369,7 +389,8 @@ def test_an_interrupt_leaves_nothing_running_and_keeps_what_was_reported(
     again = open_ledger(space)
     resumed = [take(again), take(again)]
     assert [(a.number, a.config, a.resumed) for a in resumed] == [
-        (0, first.config, True), (2, third.config, True),
+        (0, first.config, True),
+        (2, third.config, True),
     ]
     for epoch in (1, 2, 3):
         again.report(0, epoch_report(epoch, epoch / 10))
@@ -407,7 +428,9 @@ shape = {"in_channels": 1, "classes": 10, "image_size": 8}
 ledger = Ledger(space, Path(sys.argv[2]), shape, check_feasible(space, shape))
 report = lambda n, e, a: ledger.report(n, {"epoch": e, "val_accuracy": a, "seconds": 1.0})
 """
-DIES_BETWEEN = DRIVER + """
+DIES_BETWEEN = (
+    DRIVER
+    + """
 taken = [ledger.next() for _ in range(4)]
 for epoch in (1, 2, 3):
     report(0, epoch, epoch / 10)
@@ -418,6 +441,7 @@ report(2, 1, 0.7)
 print(json.dumps([[a.number, a.arm] for a in taken]), flush=True)
 time.sleep(60)
 """
+)
 
 
 def die(process: subprocess.Popen[str], lines: int) -> list[Any]:
@@ -485,7 +509,8 @@ for writes in map(int, sys.argv[3:]):
     assert os.waitstatus_to_exitcode(os.wait()[1]) == -9, writes
 """
 LIMITED = {
-    "search": {"trials": 6, "sampler": "random", "limits": {"params": 20_000}, "seed": 1}, "train": {"epochs": 1},
+    "search": {"trials": 6, "sampler": "random", "limits": {"params": 20_000}, "seed": 1},
+    "train": {"epochs": 1},
 }
 WRITES = range(1, 46, 2)
 
@@ -585,9 +610,15 @@ def test_several_objectives_survive_an_interrupt(make_space: Make, open_ledger: 
 def test_the_tree_sampler_copes_with_everything_that_can_happen_to_a_trial(
     minimize: list[str], make_space: Make, open_ledger: Make, train: Make
 ) -> None:
-    space = make_space(search={
-        "trials": 24, "sampler": "tpe", "minimize": minimize, "limits": {"params": 20_000}, "seed": 1,
-    })
+    space = make_space(
+        search={
+            "trials": 24,
+            "sampler": "tpe",
+            "minimize": minimize,
+            "limits": {"params": 20_000},
+            "seed": 1,
+        }
+    )
     dice, ledger = random.Random(1), open_ledger(space)
     while True:
         live = [a for a in (ledger.next(), ledger.next()) if a is not None]
@@ -653,9 +684,7 @@ def test_a_journal_that_is_none_is_a_users_error(content: str, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_is_a_users_error(
-    make_space: Make, open_ledger: Make, tmp_path: Path
-) -> None:
+def test_a_folder_that_cannot_be_written_is_a_users_error(make_space: Make, open_ledger: Make, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(UserError, match=r"study\.journal"):

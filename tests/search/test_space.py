@@ -106,9 +106,10 @@ def test_draws_and_arms_of_every_shipped_space_are_runs_and_its_limits_bind(name
     assert len({config_hash(draw) for draw in drawn}) > 90
     kept = [not within(space.search.limits, budget.size(draw.student, **shape)) for draw in drawn]
     assert sum(kept) > 20
-    assert max(budget.size(d.student, **shape).params for d, k in zip(drawn, kept, strict=True) if k) <= budget.size(
-        largest, **shape
-    ).params
+    assert (
+        max(budget.size(d.student, **shape).params for d, k in zip(drawn, kept, strict=True) if k)
+        <= budget.size(largest, **shape).params
+    )
 
 
 # --- errors
@@ -158,14 +159,17 @@ search:
         assert found[path][1] == line
 
 
-@pytest.mark.parametrize(("path", "text"), [
-    ("data.crop", "data: {name: digits, crop: {int: [0, 2]}}"),
-    ("data.seed", "data: {name: digits, seed: {choice: [0, 1]}}"),
-    ("teacher.model", "teacher: {model: {choice: [resnet8, resnet14]}}"),
-    ("teacher.attention.lr", "teacher: {model: resnet8, attention: {lr: {uniform: [0.1, 0.2]}}}"),
-    ("seed", "seed: {int: [0, 3]}"),
-    ("train.epochs", "train: {epochs: {choice: [2, 3]}}"),
-])
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("data.crop", "data: {name: digits, crop: {int: [0, 2]}}"),
+        ("data.seed", "data: {name: digits, seed: {choice: [0, 1]}}"),
+        ("teacher.model", "teacher: {model: {choice: [resnet8, resnet14]}}"),
+        ("teacher.attention.lr", "teacher: {model: resnet8, attention: {lr: {uniform: [0.1, 0.2]}}}"),
+        ("seed", "seed: {int: [0, 3]}"),
+        ("train.epochs", "train: {epochs: {choice: [2, 3]}}"),
+    ],
+)
 def test_what_all_trials_must_share_cannot_be_a_range(path: str, text: str) -> None:
     lines = {"data": "data: {name: digits}", "teacher": "teacher: {model: resnet8}", "train": "train: {epochs: 2}"}
     lines[text.partition(":")[0]] = text
@@ -175,26 +179,54 @@ def test_what_all_trials_must_share_cannot_be_a_range(path: str, text: str) -> N
     assert "a range is not possible here" in found[path][0]
 
 
-@pytest.mark.parametrize(("text", "path", "message", "line"), [
-    ("terms: {ce: {}}\ntrain: {epochs: 2}\n", "search", "this section is required in a search space", None),
-    ("terms: {ce: {}}\ntrain: {epochs: 2}\nsearch:\n", "search", "must be a section of keys (got nothing)", 6),
-    ("terms: {ce: {}}\ntrain: {epochs: 2}\nsearch: 3\n", "search", "must be a section of keys (got 3)", 6),
-    ("terms: {ce: {}}\ntrain: {epochs: 2}\nsearch: {trials: 0}\n", "search.trials", "at least 1", 6),
-    ("terms: {ce: {}}\ntrain: {epochs: 2}\nsearch:\n  trials: 2\n  scheduler: {asha: {grace_epoch: 1}}\n",
-     "search.scheduler.asha.grace_epoch", "did you mean 'grace_epochs'?", 8),
-    ("terms: {ce: {}}\ntrain: {epochs: 2}\nsearch: {trials: 2, minimize: [parms]}\n", "search.minimize[0]",
-     "did you mean 'params'?", 6),
-    ("terms: {ce: {}}\ntrain: 2\nsearch: {trials: 2}\n", "train", "must be a section of keys", 5),
-    ("terms: [ce]\ntrain: {epochs: 2}\nsearch: {trials: 2}\n", "terms", "must be a section of keys", 4),
-    ("terms: {kd: {uniform: [0, 1]}}\ntrain: {epochs: 2}\nsearch: {trials: 2}\n", "terms.kd.uniform", "unknown key", 4),
-    ("terms: {ce: {}}\ntrain: {epochs: 2, lr: {}}\nsearch: {trials: 2}\n", "train.lr", "exactly one of", 5),
-    ("terms: {ce: {}}\ntrain: {epochs: 2, schedule: {choice: [cosine, multi]}}\nsearch: {trials: 2}\n",
-     "train.schedule.choice[1]", "must be 'cosine' or 'multistep'", 5),
-    ("terms: {ce: {}, squeeze: {blocks: {choice: [all, 0]}}}\ntrain: {epochs: 2}\nsearch: {trials: 2}\n",
-     "terms.squeeze.blocks.choice[1]", "must be 'all' or a whole number", 4),
-    ("terms: {squeeze: {}}\ntrain: {epochs: 2}\nsearch: {trials: 2}\n", "", "no term tells the student the classes",
-     None),
-])
+@pytest.mark.parametrize(
+    ("text", "path", "message", "line"),
+    [
+        ("terms: {ce: {}}\ntrain: {epochs: 2}\n", "search", "this section is required in a search space", None),
+        ("terms: {ce: {}}\ntrain: {epochs: 2}\nsearch:\n", "search", "must be a section of keys (got nothing)", 6),
+        ("terms: {ce: {}}\ntrain: {epochs: 2}\nsearch: 3\n", "search", "must be a section of keys (got 3)", 6),
+        ("terms: {ce: {}}\ntrain: {epochs: 2}\nsearch: {trials: 0}\n", "search.trials", "at least 1", 6),
+        (
+            "terms: {ce: {}}\ntrain: {epochs: 2}\nsearch:\n  trials: 2\n  scheduler: {asha: {grace_epoch: 1}}\n",
+            "search.scheduler.asha.grace_epoch",
+            "did you mean 'grace_epochs'?",
+            8,
+        ),
+        (
+            "terms: {ce: {}}\ntrain: {epochs: 2}\nsearch: {trials: 2, minimize: [parms]}\n",
+            "search.minimize[0]",
+            "did you mean 'params'?",
+            6,
+        ),
+        ("terms: {ce: {}}\ntrain: 2\nsearch: {trials: 2}\n", "train", "must be a section of keys", 5),
+        ("terms: [ce]\ntrain: {epochs: 2}\nsearch: {trials: 2}\n", "terms", "must be a section of keys", 4),
+        (
+            "terms: {kd: {uniform: [0, 1]}}\ntrain: {epochs: 2}\nsearch: {trials: 2}\n",
+            "terms.kd.uniform",
+            "unknown key",
+            4,
+        ),
+        ("terms: {ce: {}}\ntrain: {epochs: 2, lr: {}}\nsearch: {trials: 2}\n", "train.lr", "exactly one of", 5),
+        (
+            "terms: {ce: {}}\ntrain: {epochs: 2, schedule: {choice: [cosine, multi]}}\nsearch: {trials: 2}\n",
+            "train.schedule.choice[1]",
+            "must be 'cosine' or 'multistep'",
+            5,
+        ),
+        (
+            "terms: {ce: {}, squeeze: {blocks: {choice: [all, 0]}}}\ntrain: {epochs: 2}\nsearch: {trials: 2}\n",
+            "terms.squeeze.blocks.choice[1]",
+            "must be 'all' or a whole number",
+            4,
+        ),
+        (
+            "terms: {squeeze: {}}\ntrain: {epochs: 2}\nsearch: {trials: 2}\n",
+            "",
+            "no term tells the student the classes",
+            None,
+        ),
+    ],
+)
 def test_a_fault_is_told_once_with_its_key_and_line(text: str, path: str, message: str, line: int | None) -> None:
     found = faults(HEAD + text)
     assert list(found) == [path]
@@ -202,8 +234,13 @@ def test_a_fault_is_told_once_with_its_key_and_line(text: str, path: str, messag
     assert found[path][1] == line
 
 
-@pytest.mark.parametrize("place", ["train: {epochs: 2, lr: {uniform: [0.1, 0.2], off: 0.5}}",
-                                   "student: {model: resnet8, width: {choice: [1], off: 0.5}}"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "train: {epochs: 2, lr: {uniform: [0.1, 0.2], off: 0.5}}",
+        "student: {model: resnet8, width: {choice: [1], off: 0.5}}",
+    ],
+)
 def test_only_a_term_can_be_switched_off(place: str) -> None:
     lines = {"teacher": "teacher: {model: resnet8}", "student": "student: {model: resnet8}"}
     lines["train"] = "train: {epochs: 2}"
@@ -278,41 +315,73 @@ def test_a_term_without_off_is_always_there(make_space: Make) -> None:
 
 
 SQUEEZE = {
-    "weight": 1.0, "depth": {"choice": [1, 2, 3]}, "compatibility": {"choice": ["dot", "gap"]},
-    "attend": {"choice": ["raw", "fused"]}, "pool": {"choice": ["sum", "mean"]},
-    "attention_temperature": {"uniform": [0.5, 2]}, "levels": {"choice": ["top", "all"]},
-    "level_decay": {"uniform": [0.5, 2]}, "top_dim": {"choice": [64, 128]}, "normalize": {"choice": [True, False]},
+    "weight": 1.0,
+    "depth": {"choice": [1, 2, 3]},
+    "compatibility": {"choice": ["dot", "gap"]},
+    "attend": {"choice": ["raw", "fused"]},
+    "pool": {"choice": ["sum", "mean"]},
+    "attention_temperature": {"uniform": [0.5, 2]},
+    "levels": {"choice": ["top", "all"]},
+    "level_decay": {"uniform": [0.5, 2]},
+    "top_dim": {"choice": [64, 128]},
+    "normalize": {"choice": [True, False]},
     "metric": {"choice": ["l2", "cosine"]},
 }
 LIVE = {
     "squeeze": ({"terms": {"ce": {}, "squeeze": SQUEEZE}}, ("terms", "squeeze")),
     "squeeze from its other ends": (
-        {"terms": {"ce": {}, "squeeze": {
-            key: {"choice": value["choice"][::-1]} if isinstance(value, dict) and "choice" in value else value
-            for key, value in SQUEEZE.items()
-        }}},
+        {
+            "terms": {
+                "ce": {},
+                "squeeze": {
+                    key: {"choice": value["choice"][::-1]} if isinstance(value, dict) and "choice" in value else value
+                    for key, value in SQUEEZE.items()
+                },
+            }
+        },
         ("terms", "squeeze"),
     ),
     "squeezed blocks": (
-        {"terms": {"ce": {}, "squeeze": {
-            "depth": {"choice": [1, 2]}, "share_query": {"choice": [True, False]}, "blocks": {"choice": ["all", 1, 2]},
-        }}},
+        {
+            "terms": {
+                "ce": {},
+                "squeeze": {
+                    "depth": {"choice": [1, 2]},
+                    "share_query": {"choice": [True, False]},
+                    "blocks": {"choice": ["all", 1, 2]},
+                },
+            }
+        },
         ("terms", "squeeze"),
     ),
     "squeezed blocks from the other end": (
-        {"terms": {"ce": {}, "squeeze": {
-            "depth": {"choice": [1, 2]}, "share_query": {"choice": [True, False]}, "blocks": {"choice": [1, 2, "all"]},
-        }}},
+        {
+            "terms": {
+                "ce": {},
+                "squeeze": {
+                    "depth": {"choice": [1, 2]},
+                    "share_query": {"choice": [True, False]},
+                    "blocks": {"choice": [1, 2, "all"]},
+                },
+            }
+        },
         ("terms", "squeeze"),
     ),
     "adversarial": (
-        {"terms": {"ce": {}, "adversarial": {
-            "loss": {"choice": ["hinge", "nonsaturating"]}, "confusion": {"uniform": [0.1, 0.5]},
-        }}},
+        {
+            "terms": {
+                "ce": {},
+                "adversarial": {
+                    "loss": {"choice": ["hinge", "nonsaturating"]},
+                    "confusion": {"uniform": [0.1, 0.5]},
+                },
+            }
+        },
         ("terms", "adversarial"),
     ),
     "train": (
-        {"train": {"schedule": {"choice": ["cosine", "multistep"]}, "gamma": {"uniform": [0.1, 0.5]}}}, ("train",),
+        {"train": {"schedule": {"choice": ["cosine", "multistep"]}, "gamma": {"uniform": [0.1, 0.5]}}},
+        ("train",),
     ),
 }
 
@@ -420,12 +489,23 @@ def test_what_is_dead_depends_on_fields_that_are_drawn_earlier(kind: type[Sectio
 
 # Ranges of every kind, put in the place of every key: what loads must be drawable.
 TRIED = [
-    {"uniform": [1, 3]}, {"uniform": [0.1, 0.9]}, {"uniform": [0, 1]}, {"uniform": [1, 3], "step": 0.5},
-    {"uniform": [1, 9], "step": 0.5}, {"uniform": [1, 3], "step": 1}, {"log_uniform": [1, 64]}, {"int": [1, 3]},
-    {"int": [0, 1]}, {"choice": [0, 1]}, {"choice": [0.5, 1.5]}, {"choice": [None, 2]}, {"choice": [True, False]},
+    {"uniform": [1, 3]},
+    {"uniform": [0.1, 0.9]},
+    {"uniform": [0, 1]},
+    {"uniform": [1, 3], "step": 0.5},
+    {"uniform": [1, 9], "step": 0.5},
+    {"uniform": [1, 3], "step": 1},
+    {"log_uniform": [1, 64]},
+    {"int": [1, 3]},
+    {"int": [0, 1]},
+    {"choice": [0, 1]},
+    {"choice": [0.5, 1.5]},
+    {"choice": [None, 2]},
+    {"choice": [True, False]},
 ]
 FREE = [
-    path for path in leaves(RunConfig)
+    path
+    for path in leaves(RunConfig)
     if not any(path[: len(fixed)] == fixed for fixed in (tuple(key.split(".")) for key in spaces.FIXED))
 ]
 
@@ -472,10 +552,16 @@ def test_the_middle_is_in_the_middle_of_every_range_and_takes_whole_sections(mak
 def test_overrides_reach_values_ranges_and_the_search_section(tmp_path: Path, space_text: Make) -> None:
     file = tmp_path / "own.yaml"
     file.write_text(space_text())
-    space = spaces.load(str(file), [
-        "student.width.choice=[0.75]", "terms.kd.weight=2", "train.batch_size={choice: [32, 64]}", "search.trials=3",
-        "train.lr.log_uniform=[1e-3, 1e-1]",
-    ])
+    space = spaces.load(
+        str(file),
+        [
+            "student.width.choice=[0.75]",
+            "terms.kd.weight=2",
+            "train.batch_size={choice: [32, 64]}",
+            "search.trials=3",
+            "train.lr.log_uniform=[1e-3, 1e-1]",
+        ],
+    )
     assert space.name == "own"
     assert space.search.trials == 3
     sizes = set()
@@ -488,11 +574,17 @@ def test_overrides_reach_values_ranges_and_the_search_section(tmp_path: Path, sp
     assert sizes == {32, 64}
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("student.width.choice=[]", "student.width.choice"), ("train.lr.uniform=[1, 2]", "got log_uniform and uniform"),
-    ("student.width.choice[0]=1", "unknown distribution"), ("train.lr", "expected KEY.PATH=VALUE"),
-    ("search.trials=none", "search.trials"), ("terms.kd.weight.off.x=1", "is a value, not a section"),
-])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.width.choice=[]", "student.width.choice"),
+        ("train.lr.uniform=[1, 2]", "got log_uniform and uniform"),
+        ("student.width.choice[0]=1", "unknown distribution"),
+        ("train.lr", "expected KEY.PATH=VALUE"),
+        ("search.trials=none", "search.trials"),
+        ("terms.kd.weight.off.x=1", "is a value, not a section"),
+    ],
+)
 def test_a_wrong_override_is_an_error_with_its_key(
     override: str, message: str, tmp_path: Path, space_text: Make
 ) -> None:
@@ -511,10 +603,19 @@ def test_with_trials_changes_nothing_else(make_space: Make) -> None:
     assert dataclasses.replace(more, search=space.search) == space
 
 
-@pytest.mark.parametrize(("scheduler", "epochs", "grace"), [
-    ("none", 12, 12), ("asha", 12, 4), ("asha", 1, 1), ("asha", 10, 4), ({"asha": {"grace_epochs": 5}}, 12, 5),
-    ({"asha": {"grace_epochs": 50}}, 12, 12), ({"asha": None}, 7, 7), ({}, 9, 3),
-])
+@pytest.mark.parametrize(
+    ("scheduler", "epochs", "grace"),
+    [
+        ("none", 12, 12),
+        ("asha", 12, 4),
+        ("asha", 1, 1),
+        ("asha", 10, 4),
+        ({"asha": {"grace_epochs": 5}}, 12, 5),
+        ({"asha": {"grace_epochs": 50}}, 12, 12),
+        ({"asha": None}, 7, 7),
+        ({}, 9, 3),
+    ],
+)
 def test_no_trial_is_stopped_before_a_third_of_its_epochs_or_the_named_number(
     scheduler: Any, epochs: int, grace: int
 ) -> None:
@@ -540,7 +641,8 @@ def test_the_largest_student_within_both_limits_is_chosen(
 ) -> None:
     space = make_space(student=STUDENTS, search={"limits": {"params": params, "mflops": mflops}})
     fitting = [
-        (student, size) for student, size in sized(space, shape)
+        (student, size)
+        for student, size in sized(space, shape)
         if (params is None or size.params <= params) and (mflops is None or size.mflops <= mflops)
     ]
     if not fitting:
@@ -561,12 +663,16 @@ def test_a_student_of_exactly_the_limit_is_within(make_space: Make, shape: dict[
     assert len(within(tight.search.limits, size)) == 1
 
 
-@pytest.mark.parametrize(("limits", "impossible", "possible"), [
-    ({"params": 100}, ["params = 100"], []), ({"mflops": 0.001}, ["mflops = 0.001"], []),
-    ({"params": 100, "mflops": 50}, ["params = 100"], ["mflops = 50"]),
-    ({"params": 100000, "mflops": 0.001}, ["mflops = 0.001"], ["params = 100000"]),
-    ({"params": 1, "mflops": 0.001}, ["params = 1", "mflops = 0.001"], []),
-])
+@pytest.mark.parametrize(
+    ("limits", "impossible", "possible"),
+    [
+        ({"params": 100}, ["params = 100"], []),
+        ({"mflops": 0.001}, ["mflops = 0.001"], []),
+        ({"params": 100, "mflops": 50}, ["params = 100"], ["mflops = 50"]),
+        ({"params": 100000, "mflops": 0.001}, ["mflops = 0.001"], ["params = 100000"]),
+        ({"params": 1, "mflops": 0.001}, ["params = 1", "mflops = 0.001"], []),
+    ],
+)
 def test_an_impossible_limit_is_named_with_the_smallest_size_that_can_be_reached(
     limits: dict[str, float], impossible: list[str], possible: list[str], make_space: Make, shape: dict[str, int]
 ) -> None:

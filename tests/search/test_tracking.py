@@ -154,14 +154,20 @@ def test_a_search_is_a_run_and_its_trials_are_runs_below_it(
 
     runs = stored(uri)
     assert runs.keys() == {
-        "first", "000 resnet8 w0.50 ce+kd", "001 resnet8 w0.50 ce+kd", "002 resnet8 w0.50 ce+kd",
+        "first",
+        "000 resnet8 w0.50 ce+kd",
+        "001 resnet8 w0.50 ce+kd",
+        "002 resnet8 w0.50 ce+kd",
         "003 resnet8 w0.50 ce+kd",
     }
     parent, children = runs.pop("first"), [runs[name] for name in sorted(runs)]
     assert [run.info.status for run in children] == ["FINISHED", "FAILED", "KILLED", "KILLED"]
     assert [run.data.tags["hksd.status"] for run in children] == ["complete", "failed", "pruned", "interrupted"]
     assert [run.data.tags.get("hksd.reason") for run in children] == [
-        None, "NonFiniteLossError: the loss is not finite", None, None,
+        None,
+        "NonFiniteLossError: the loss is not finite",
+        None,
+        None,
     ]
     assert [run.data.tags["hksd.arm"] for run in children] == ["no distillation", "", "", ""]
     for run in children:
@@ -178,7 +184,14 @@ def test_a_search_is_a_run_and_its_trials_are_runs_below_it(
     assert [(step, value) for step, value, _ in points["val/accuracy"]] == [(1, 1.1), (2, 1.2), (3, 1.3)]
     of_epochs = points.keys() - {"params", "mflops"}
     assert of_epochs == {
-        "val/accuracy", "val/loss", "train/accuracy", "train/loss", "lr", "images_per_s", "epoch_s", "loss/ce",
+        "val/accuracy",
+        "val/loss",
+        "train/accuracy",
+        "train/loss",
+        "lr",
+        "images_per_s",
+        "epoch_s",
+        "loss/ce",
         "adversarial/discriminator_loss",
     }
     for key in of_epochs:
@@ -275,7 +288,8 @@ def test_a_search_that_is_resumed_with_another_store_gets_runs_of_its_own_there(
     assert (outcome.unsent, outcome.problem) == (0, None)
     runs = stored(other)
     assert {name: run.info.status for name, run in runs.items()} == {
-        "first": "FINISHED", "000 resnet8 w0.50 ce+kd": "FINISHED",
+        "first": "FINISHED",
+        "000 resnet8 w0.50 ce+kd": "FINISHED",
     }
     assert steps(other, runs["000 resnet8 w0.50 ce+kd"]) == [2, 3]
     assert runs["000 resnet8 w0.50 ce+kd"].data.params
@@ -314,8 +328,15 @@ def hung_server() -> Iterator[str]:
 @pytest.mark.parametrize("kind", ["below a file", "full disk", "nobody listens", "never answers"])
 @pytest.mark.usefixtures("hasty")
 def test_what_cannot_be_written_is_spooled_and_sent_once_by_the_next_tracker(
-    kind: str, uri: str, folder: Path, tmp_path: Path, trial: Make, ended: Make, epoch_report: Make,
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    uri: str,
+    folder: Path,
+    tmp_path: Path,
+    trial: Make,
+    ended: Make,
+    epoch_report: Make,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
@@ -349,8 +370,10 @@ def test_what_cannot_be_written_is_spooled_and_sent_once_by_the_next_tracker(
         assert run.info.status == "FINISHED"
         if name != "first":
             assert steps(uri, run) == [1, 2, 3]
-            assert all(len(points) == (3 if key not in ("params", "mflops") else 1)
-                       for key, points in history(uri, run).items())
+            assert all(
+                len(points) == (3 if key not in ("params", "mflops") else 1)
+                for key, points in history(uri, run).items()
+            )
     third = Tracker(uri, folder, "first")
     assert third.close().sent == 0
 
@@ -400,9 +423,12 @@ def test_what_a_tracker_was_told_reaches_the_store_also_when_its_process_dies_at
     uri: str, folder: Path, tmp_path: Path, trial: Make, ended: Make, epoch_report: Make, child: Make
 ) -> None:
     calls = [
-        ("start_search", ({}, "x")), ("start_trial", (trial(0),)),
-        *(("epoch", (0, epoch_report(epoch))) for epoch in (1, 2, 3)), ("end_trial", (ended(0),)),
-        ("start_trial", (trial(1),)), ("epoch", (1, epoch_report(1))),
+        ("start_search", ({}, "x")),
+        ("start_trial", (trial(0),)),
+        *(("epoch", (0, epoch_report(epoch))) for epoch in (1, 2, 3)),
+        ("end_trial", (ended(0),)),
+        ("start_trial", (trial(1),)),
+        ("epoch", (1, epoch_report(1))),
     ]
     (tmp_path / "calls").write_bytes(pickle.dumps(calls))
     process = child(DIES_AT_ONCE, uri, folder, tmp_path / "calls")
@@ -495,14 +521,28 @@ class Server:
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
-            "--backend-store-uri", uri, "--artifacts-destination", str(artifacts),
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            uri,
+            "--artifacts-destination",
+            str(artifacts),
         ]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         environment = {
-            **os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
+            **os.environ,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
         }
         self.process = subprocess.Popen(
             self.command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -526,7 +566,12 @@ class Server:
 
 
 def test_a_server_that_goes_away_and_comes_back_holds_nothing_up_and_gets_everything_once(
-    uri: str, folder: Path, tmp_path: Path, trial: Make, ended: Make, epoch_report: Make,
+    uri: str,
+    folder: Path,
+    tmp_path: Path,
+    trial: Make,
+    ended: Make,
+    epoch_report: Make,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tracking, "RETRY_S", 0.2)
@@ -543,9 +588,11 @@ def test_a_server_that_goes_away_and_comes_back_holds_nothing_up_and_gets_everyt
 
         times = []
         for act in (
-            lambda: tracker.epoch(0, epoch_report(2)), lambda: tracker.start_trial(trial(1)),
+            lambda: tracker.epoch(0, epoch_report(2)),
+            lambda: tracker.start_trial(trial(1)),
             *(lambda epoch=epoch: tracker.epoch(1, epoch_report(epoch)) for epoch in (1, 2, 3)),
-            lambda: tracker.end_trial(ended(1, "failed", "a fault")), lambda: tracker.epoch(0, epoch_report(3)),
+            lambda: tracker.end_trial(ended(1, "failed", "a fault")),
+            lambda: tracker.epoch(0, epoch_report(3)),
         ):
             begin = time.monotonic()
             act()
@@ -562,7 +609,9 @@ def test_a_server_that_goes_away_and_comes_back_holds_nothing_up_and_gets_everyt
         assert (outcome.unsent, outcome.problem) == (0, None)
         runs = stored(server.uri)
         assert {name: run.info.status for name, run in runs.items()} == {
-            "first": "FINISHED", "000 resnet8 w0.50 ce+kd": "FINISHED", "001 resnet8 w0.50 ce+kd": "FAILED",
+            "first": "FINISHED",
+            "000 resnet8 w0.50 ce+kd": "FINISHED",
+            "001 resnet8 w0.50 ce+kd": "FAILED",
         }
         for name, run in runs.items():
             if name != "first":
@@ -575,9 +624,14 @@ def test_a_server_that_goes_away_and_comes_back_holds_nothing_up_and_gets_everyt
 # --- what is said about a store
 
 
-@pytest.mark.parametrize("uri", [
-    "http://user:kept-secret@127.0.0.1:9", "http://:kept-secret@127.0.0.1:9/path", "nonsense://user:kept-secret@host/x",
-])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://user:kept-secret@127.0.0.1:9",
+        "http://:kept-secret@127.0.0.1:9/path",
+        "nonsense://user:kept-secret@host/x",
+    ],
+)
 def test_a_password_in_the_address_of_a_store_is_never_said(
     uri: str, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, hasty: None
 ) -> None:
