@@ -180,6 +180,8 @@ def others(field: dataclasses.Field[Any], value: Any) -> list[Any]:
         "levels": ["top", "all"],
         "metric": ["l2", "smooth_l1", "cosine"],
         "depth": [1, 2, 3],
+        "decay": ["none", "cosine"],
+        "off_fraction": [0.0, 0.5],
     }
     if isinstance(value, bool):
         return [not value]

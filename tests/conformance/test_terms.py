@@ -19,10 +19,12 @@ from hksd.models.taps import Out, TapShapes
 from hksd.objective import Objective
 from hksd.teacher import Teacher
 from hksd.terms import TERMS, Term, TermConfig
+from hksd.terms.base import Setting
 from hksd.terms.squeeze import SqueezeConfig
 
 MakeTaps = Callable[..., tuple[TapShapes, Out]]
 EPOCHS, LATE = 40, 20.0  # an epoch at which every ramp is up
+IMAGES = 40  # of the training split of the cases; more than a batch has
 
 # Further forms of terms that have several; the defaults of every registered term are tested without an entry here.
 FORMS: dict[str, list[dict[str, Any]]] = {
@@ -66,10 +68,16 @@ class Case:
     ):
         self.config: TermConfig = TERMS[name].config(**knobs)
         self.student_shapes, self.student = make_taps(batch=batch, dtype=dtype, **(student or {}))
+        self.index = torch.arange(batch) * 3
+        images = torch.randn(batch, 1, 8, 8, generator=torch.Generator().manual_seed(5)).to(dtype)
+        self.student = dataclasses.replace(self.student, images=images, index=self.index)
         self.teacher_shapes, taps = make_taps(batch=batch, dtype=dtype, seed=1, **(teacher or {}))
         self.spec = (self.config if isinstance(self.config, SqueezeConfig) else SqueezeConfig()).attention()
-        self.target = torch.arange(batch) % self.student_shapes.classes
+        self.labels = torch.arange(IMAGES) % self.student_shapes.classes
+        self.target = self.labels[self.index]
         torch.manual_seed(0)
+        shape = {"in_channels": 1, "classes": self.student_shapes.classes, "image_size": 8}
+        self.network = models.build("resnet8", width=0.25, **shape).to(dtype).eval().requires_grad_(False)
         self.estimators = HierarchicalAttention(self.teacher_shapes, self.teacher_shapes.stages, self.spec).to(dtype)
         self.teacher = self.squeezed(taps)
         self.term = self.build(dtype)
@@ -87,7 +95,9 @@ class Case:
 
     def build(self, dtype: torch.dtype = torch.float32) -> Term:
         torch.manual_seed(1)
-        return self.config.build(self.student_shapes, self.teacher_shapes).to(dtype)
+        term = self.config.build(self.student_shapes, self.teacher_shapes)
+        term.meet(Setting(self.labels, self.network))
+        return term.to(dtype)
 
     def value(self, term: Term | None = None) -> Tensor:
         torch.manual_seed(2)  # for terms that draw noise
@@ -137,7 +147,7 @@ def test_the_term_works_on_half_precision_taps_under_autocast(
     case = Case(make_taps, name, knobs)
     with torch.autocast("cpu", torch.bfloat16):
         half = make_taps(dtype=torch.bfloat16)[1]
-        case.student = half
+        case.student = dataclasses.replace(half, images=case.student.images, index=case.index)
         case.own_step()
         value = case.value()
     value.backward()
@@ -160,7 +170,7 @@ def test_the_gradient_reaches_the_taps_that_the_term_declares_and_an_own_step_re
         "stages": list(student.stages),
         "blocks": [block for stage in student.blocks for block in stage],
     }
-    declared = {id(tensor) for need in case.config.student_needs for tensor in taps[need]}
+    declared = {id(tensor) for need in case.config.student_needs for tensor in taps.get(need, ())}
     reached = [tensor for tensor in leaves(student) if tensor.grad is not None]
     assert any(tensor.grad.abs().max() > 0 for tensor in reached)
     assert {id(tensor) for tensor in reached} <= declared
@@ -184,10 +194,15 @@ def test_a_real_student_learns_and_a_real_teacher_and_its_estimators_are_not_tou
     images, target = torch.randn(6, 1, 8, 8), torch.arange(6) % 5
     before = copy.deepcopy((network.state_dict(), estimators.state_dict()))
     term = config.build(student.shapes, network.shapes)
+    term.meet(Setting(target, network))
     known = teacher(images, config.teacher_needs)
-    term.own_step(student.taps(images), known, target)
+
+    def taps() -> Out:
+        return dataclasses.replace(student.taps(images), images=images, index=torch.arange(6))
+
+    term.own_step(taps(), known, target)
     assert all(p.grad is None for p in student.parameters())
-    term(student.taps(images), known, target).backward()
+    term(taps(), known, target).backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in student.parameters())
     assert all(p.grad is None for module in (network, estimators) for p in module.parameters())
     for then, module in zip(before, (network, estimators), strict=True):
@@ -291,6 +306,7 @@ def test_training_goes_on_bit_identically_after_its_state_was_saved_and_loaded(
     torch.save(case.term.state_dict(), tmp_path / "state.pt")
     torch.manual_seed(99)
     other = case.config.build(case.student_shapes, case.teacher_shapes)
+    other.meet(Setting(case.labels, case.network))
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert [step(case.term) for _ in range(3)] == [step(other) for _ in range(3)]
     for (path, one), (_, two) in zip(case.term.named_parameters(), other.named_parameters(), strict=True):
@@ -330,6 +346,7 @@ def test_a_weight_of_0_is_the_same_as_no_term(name: str, make_taps: MakeTaps) ->
     for terms in ({other: TERMS[other].config()}, {other: TERMS[other].config(), name: TERMS[name].config(weight=0.0)}):
         torch.manual_seed(0)
         objective = Objective(Terms(terms), case.student_shapes, case.teacher_shapes, EPOCHS)
+        objective.meet(Setting(case.labels, case.network))
         after = torch.rand(1).item()  # a term that is not there draws no random numbers
         assert not objective.own_steps(case.student, case.teacher, case.target, LATE)
         total, values = objective(case.student, case.teacher, case.target, LATE)
@@ -347,6 +364,7 @@ def test_the_weight_multiplies_the_share_of_the_total_and_not_the_reported_value
         torch.manual_seed(1)
         terms = Terms({name: dataclasses.replace(case.config, weight=weight)})
         objective = Objective(terms, case.student_shapes, case.teacher_shapes, EPOCHS)
+        objective.meet(Setting(case.labels, case.network))
         total, values = objective(case.student, case.teacher, case.target, LATE)
         totals.append((total.item(), values[name].item()))
     assert totals[0][1] == totals[1][1]
