@@ -19,11 +19,15 @@ from pydantic_core import CoreSchema, core_schema
 
 from hksd.errors import Problem
 from hksd.models import check_name as check_model
+from hksd.modes.data_free import DataFreeConfig
+from hksd.modes.prune import PruneConfig
+from hksd.modes.robust import RobustConfig
 from hksd.schema import Document, Section, apply_overrides, check, read_yaml, to_yaml
 from hksd.terms import TERMS, TermConfig
 
 RANGE_HINT = "; ranges are for search spaces (`hksd search`), not for a single run"
 LAST_SEED = 2**63 - 1  # the largest that numpy, torch and Optuna all take
+MODES = frozenset({"robust", "prune", "data_free"})  # sections that are not there unless they are asked for
 ModelName = Annotated[str, AfterValidator(check_model)]
 
 
@@ -201,6 +205,9 @@ class RunConfig(Section):
     student: Annotated[StudentConfig, Field(description="network to train")]
     terms: Annotated[Terms, Field(description="loss terms by name")]
     train: Annotated[TrainConfig, Field(description="optimiser and schedule")]
+    robust: Annotated[RobustConfig | None, Field(description="mode: train on attacked images")] = None
+    prune: Annotated[PruneConfig | None, Field(description="mode: make weights zero while training")] = None
+    data_free: Annotated[DataFreeConfig | None, Field(description="mode: train on generated images")] = None
     seed: Annotated[int, Field(ge=0, le=LAST_SEED, description="initial weights and order of images")] = 0
 
     def __post_init__(self) -> None:
@@ -208,6 +215,16 @@ class RunConfig(Section):
         wanting = [name for name, term in active.items() if term.teacher_needs]
         if wanting and self.teacher is None:
             raise ValueError(f"a teacher section is required: {', '.join(wanting)} need(s) one")
+        if self.data_free is not None:
+            needs = {name: sorted(term.data_needs()) for name, term in active.items() if term.data_needs()}
+            if needs:
+                wants = "; ".join(f"terms.{name} needs {' and '.join(what)}" for name, what in needs.items())
+                raise ValueError(
+                    f"data_free trains on generated images, which have no labels and do not come again, but {wants}; "
+                    "take these terms away (or what in them learns from labels)"
+                )
+            if not wanting:
+                raise ValueError("data_free needs a term that learns from the teacher, such as kd")
         if not any(term.tells_classes() for term in active.values()):
             raise ValueError(
                 "no term tells the student the classes: give ce, kd, logits or another term that does "
@@ -284,6 +301,7 @@ def canonical(config: Any) -> Any:
                 tree.pop("teacher")
             elif "squeezed" not in needs:
                 tree["teacher"].pop("attention")
+            tree = {name: value for name, value in tree.items() if name not in MODES or value is not None}
         return tree
     return [canonical(value) for value in config] if isinstance(config, tuple) else config
 

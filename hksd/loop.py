@@ -18,9 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +27,12 @@ from torch import Tensor
 from hksd import checkpoint, evaluate, models
 from hksd.config import RunConfig, TrainConfig, config_hash, dump_yaml
 from hksd.data import DataSet
-from hksd.data.augment import batches_of
+from hksd.data.augment import Batch, batches_of
 from hksd.errors import NonFiniteLossError, UserError
 from hksd.models.taps import Out, TappedNet, TapShapes
+from hksd.modes import Generated, Modes, Prune, Robust
 from hksd.objective import Objective
+from hksd.outcome import EpochReport, OnEpoch, Result
 from hksd.terms.base import Setting
 
 CONFIG_FILE = "config.yaml"
@@ -40,68 +40,6 @@ EVALUATION_BATCH = 512
 GPU_GUARD_STEPS = 25  # on a GPU the loss is looked at this often, since each look waits for the device
 
 TeacherView = Callable[[Tensor, frozenset[str]], Out]
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What happened in one epoch.
-
-    Attributes:
-        epoch: number of the finished epoch, from 1.
-        epochs: epochs of the whole run.
-        val_accuracy: accuracy on the validation split, 0 to 1.
-        val_loss: cross-entropy on the validation split.
-        train_accuracy: accuracy on the augmented training images, while training.
-        train_loss: mean total loss.
-        terms: mean unweighted value of every term.
-        diagnostics: other scalars of the terms, for example the discriminator's accuracy.
-        lr: learning rate of the last step.
-        seconds: time of the epoch, validation included.
-        images_per_s: training images per second, validation excluded.
-    """
-
-    epoch: int
-    epochs: int
-    val_accuracy: float
-    val_loss: float
-    train_accuracy: float
-    train_loss: float
-    terms: dict[str, float]
-    diagnostics: dict[str, float]
-    lr: float
-    seconds: float
-    images_per_s: float
-
-
-OnEpoch = Callable[[EpochReport], Literal["stop"] | None]
-
-
-@dataclass(frozen=True)
-class Result:
-    """Outcome of a run.
-
-    Attributes:
-        student: the trained network, on the CPU, in eval mode.
-        history: one report per epoch, those before a resume included.
-        config_hash: hash of the configuration.
-        data_fingerprint: hash of images, labels and splits.
-        stopped: `on_epoch` asked to stop before the last epoch.
-        resumed_at: epochs taken over from a checkpoint.
-        seconds: sum over all epochs.
-    """
-
-    student: TappedNet = field(repr=False)
-    history: tuple[EpochReport, ...]
-    config_hash: str
-    data_fingerprint: str
-    stopped: bool
-    resumed_at: int
-    seconds: float
-
-    @property
-    def val_accuracy(self) -> float:
-        """Validation accuracy of the last epoch: the score of the run (never the best over epochs)."""
-        return self.history[-1].val_accuracy
 
 
 def learning_rate(train: TrainConfig, progress: float) -> float:
@@ -196,7 +134,21 @@ class _Loop:
         )
         self.batches = batches_of(data.train, data, config.data, device, augment=True)
         self.validation = batches_of(data.validation, data, config.data, device, augment=False)
+        self.modes = self.make_modes()
         self.history: list[EpochReport] = []
+
+    def make_modes(self) -> Modes:
+        config, epochs, generated = self.config, self.config.train.epochs, None
+        if config.data_free:
+            model: TappedNet = self.teacher.model  # type: ignore[union-attr]  # data_free has terms with a teacher
+            shape = image_shape(self.data)
+            size = {"in_channels": shape["in_channels"], "image_size": shape["image_size"]}
+            generated = Generated(config.data_free, model, self.student, epochs, **size, device=self.device)
+        return Modes(
+            robust=Robust(config.robust, self.data, self.device) if config.robust else None,
+            prune=Prune(config.prune, self.student, epochs) if config.prune else None,
+            generated=generated,
+        )
 
     def resume(self) -> None:
         assert self.out_dir is not None
@@ -212,6 +164,7 @@ class _Loop:
         self.student.load_state_dict(state["student"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.modes.load_state_dict(state["modes"])
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
@@ -235,6 +188,7 @@ class _Loop:
                 "student": self.student.state_dict(),
                 "objective": self.objective.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "modes": self.modes.state_dict(),
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
                 "history": [dataclasses.asdict(report) for report in self.history],
@@ -260,20 +214,21 @@ class _Loop:
         )
 
     def epoch(self, epoch: int) -> EpochReport:
-        train, start = self.config.train, time.perf_counter()
-        steps = self.batches.steps(train.batch_size)
+        train, modes, start, images = self.config.train, self.modes, time.perf_counter(), 0
+        steps = self.steps()
         sums: dict[str, list[Tensor]] = defaultdict(list)
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         self.student.train()
         self.objective.train()
+        if modes.prune:
+            modes.prune.begin(epoch)
         lr = train.lr
-        for step, batch in enumerate(self.batches.augmented(epoch, train.batch_size, self.config.seed)):
+        for step, batch in enumerate(self.source(epoch)):
             progress = epoch + step / steps
             lr = learning_rate(train, progress / train.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            out = dataclasses.replace(self.student.taps(batch.images), images=batch.images, index=batch.index)
-            known = self.teacher(batch.images, self.objective.teacher_needs) if self.teacher else None
+            out, known = self.look(batch, progress)
             for name, value in self.objective.own_steps(out, known, batch.labels, progress).items():
                 sums[name].append(value)
             total, values = self.objective(out, known, batch.labels, progress)
@@ -285,12 +240,17 @@ class _Loop:
             if train.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
             self.optimizer.step()
+            if modes.prune:
+                modes.prune.step(lr)
             for name, value in {"total": total.detach(), **values}.items():
                 sums[name].append(value)
+            images += len(batch.labels)
             right += (out.logits.detach().argmax(1) == batch.labels).sum()
-        means = {name: torch.stack(values).mean().item() for name, values in sums.items()}
+        means = {name: torch.stack(values).mean().item() for name, values in sums.items()} | modes.scalars()
         seconds = time.perf_counter() - start
         logits, labels = evaluate.predict(self.student, self.validation.plain(EVALUATION_BATCH))
+        if modes.robust and modes.robust.wanted(epoch, train.epochs):
+            means["robust/val_accuracy"] = modes.robust.accuracy(self.student, self.validation, EVALUATION_BATCH)
         val_loss = F.cross_entropy(logits, labels).item()
         if not all(map(math.isfinite, (*means.values(), val_loss))):
             raise NonFiniteLossError(epoch + 1, steps, {**means, "validation": val_loss})
@@ -299,14 +259,49 @@ class _Loop:
             epochs=train.epochs,
             val_accuracy=evaluate.accuracy(logits, labels),
             val_loss=val_loss,
-            train_accuracy=right.item() / len(self.batches),
+            train_accuracy=right.item() / images,
             train_loss=means.pop("total"),
             terms={name: value for name, value in means.items() if "/" not in name},
             diagnostics={name: value for name, value in means.items() if "/" in name},
             lr=lr,
             seconds=time.perf_counter() - start,
-            images_per_s=len(self.batches) / seconds,
+            images_per_s=images / seconds,
         )
+
+    def steps(self) -> int:
+        """Student steps of an epoch."""
+        free = self.config.data_free
+        return free.steps_per_epoch if free else self.batches.steps(self.config.train.batch_size)
+
+    def source(self, epoch: int) -> Iterator[Batch]:
+        """Batches of one epoch: real, or generated."""
+        size = self.config.train.batch_size
+        if self.modes.generated:
+            return self.modes.generated.batches(epoch, size)
+        return self.batches.augmented(epoch, size, self.config.seed)
+
+    def look(self, batch: Batch, progress: float) -> tuple[Out, Out | None]:
+        """Show a batch, attacked where the run is robust, to the student and to the teacher."""
+
+        def ask_teacher(images: Tensor) -> Out | None:
+            return self.teacher(images, self.objective.teacher_needs) if self.teacher else None
+
+        def ask_student(images: Tensor) -> Out:
+            return dataclasses.replace(self.student.taps(images), images=images, index=batch.index)
+
+        robust, known = self.modes.robust, ask_teacher(batch.images)
+        if robust is None:
+            return ask_student(batch.images), known
+
+        def loss(images: Tensor) -> Tensor:
+            out = ask_student(images)
+            if robust.config.attack == "ce":
+                return F.cross_entropy(out.logits, batch.labels)
+            total = self.objective(out, known, batch.labels, progress)[0]
+            return total if total.requires_grad else F.cross_entropy(out.logits, batch.labels)
+
+        attacked = robust.attack(self.student, batch.images, loss, robust.config.steps)
+        return ask_student(attacked), known if robust.config.teacher_view == "clean" else ask_teacher(attacked)
 
     @staticmethod
     def guard(total: Tensor, values: dict[str, Tensor], epoch: int, step: int) -> None:

@@ -227,7 +227,8 @@ def _problem(kind: type, detail: Mapping[str, Any], hint: str) -> Problem:
         message = f"must be {_TYPES[code]}{got}"
     else:
         message = f"{detail['msg'][0].lower()}{detail['msg'][1:]}{got}"
-    if isinstance(given, dict) and code not in ("extra_forbidden", "unexpected_keyword_argument", "dataclass_type"):
+    no_range = ("extra_forbidden", "unexpected_keyword_argument", "dataclass_type", "value_error")
+    if isinstance(given, dict) and code not in no_range:
         message += hint
     return Problem(path, message)
 

@@ -13,8 +13,8 @@ from hksd.checkpoint import write_atomically
 from hksd.config import RunConfig
 from hksd.data import DataSet
 from hksd.errors import RunError, UserError
-from hksd.loop import EpochReport, OnEpoch, Result
 from hksd.objective import verify
+from hksd.outcome import EpochReport, OnEpoch, Result
 from hksd.teacher import Teacher
 
 RESULT_FILE, WEIGHTS_FILE = "result.json", "student.safetensors"

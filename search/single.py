@@ -18,7 +18,7 @@ from hksd.config import RunConfig, load
 from hksd.data.augment import Batches
 from hksd.errors import UserError
 from hksd.export import CONFIG_FILE as EXPORTED_CONFIG
-from hksd.loop import EpochReport
+from hksd.outcome import EpochReport
 from hksd.provenance import provenance
 from hksd.schema import read_yaml
 from search import space as spaces

@@ -17,7 +17,7 @@ from ray import tune
 
 from hksd.config import from_tree
 from hksd.data import DataSet
-from hksd.loop import EpochReport
+from hksd.outcome import EpochReport
 from hksd.train import fit
 
 FAULT_FILE = "fault.txt"

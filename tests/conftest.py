@@ -85,6 +85,7 @@ def make_tree() -> Callable[..., dict[str, Any]]:
             for name, defaults in BASE.items()
             if sections.get(name, {}) is not None
         }
+        tree |= {name: section for name, section in sections.items() if name not in BASE}  # modes
         tree["terms"] = {"ce": {}} if terms is None else {name: dict(term) for name, term in terms.items()}
         return {**tree, "seed": seed}
 

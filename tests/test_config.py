@@ -111,6 +111,8 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     if tree.get("teacher") is None:
         tree["teacher"] = {"model": "resnet20"}
     tree["terms"].setdefault("ce", {})["weight"] = draw(st.floats(0.1, 10))
+    if tree.get("data_free") is not None:
+        tree["terms"] = {"logits": {"weight": 1.0}}
     return tree
 
 
@@ -127,7 +129,7 @@ def dataclasses_in(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tup
 def with_value(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
     if len(path) == 1:
         return {**tree, path[0]: value}
-    return {**tree, path[0]: with_value(tree[path[0]], path[1:], value)}
+    return {**tree, path[0]: with_value(tree[path[0]] or {}, path[1:], value)}
 
 
 @given(trees())

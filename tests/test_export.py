@@ -21,8 +21,8 @@ from hksd.config import RunConfig, load
 from hksd.data import DataSet
 from hksd.errors import RunError, UserError
 from hksd.export import Deployed, Row, export
-from hksd.loop import Result
 from hksd.models.taps import TappedNet
+from hksd.outcome import Result
 from hksd.train import fit, student_metadata
 
 Make = Callable[..., Any]
