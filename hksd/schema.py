@@ -227,8 +227,7 @@ def _problem(kind: type, detail: Mapping[str, Any], hint: str) -> Problem:
         message = f"must be {_TYPES[code]}{got}"
     else:
         message = f"{detail['msg'][0].lower()}{detail['msg'][1:]}{got}"
-    no_range = ("extra_forbidden", "unexpected_keyword_argument", "dataclass_type", "value_error")
-    if isinstance(given, dict) and code not in no_range:
+    if isinstance(given, dict) and not allowed_keys(kind, path) and code != "extra_forbidden":
         message += hint
     return Problem(path, message)
 
