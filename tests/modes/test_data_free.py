@@ -77,19 +77,16 @@ def test_in_two_steps_the_generator_learns_first_and_is_frozen_then(make_config:
     assert all("adversarial/discriminator_loss" in report.diagnostics for report in result.history)
 
 
-def test_a_student_learns_without_any_image(
-    make_config: Make, make_data: Callable[..., DataSet], cache_dir: Path
-) -> None:
-    data = make_data(train=1200, validation=300)
+def test_a_student_learns_without_any_image(make_config: Make, cache_dir: Path) -> None:
     config = make_config(
-        teacher={"width": 1.0, "epochs": 12},
+        teacher={"model": "resnet20", "width": 1.0, "epochs": 15},
         student={"width": 0.5},
         terms={"logits": {}},
-        data_free={"steps_per_epoch": 50, "channels": 64},
+        data_free={},
         train={"epochs": 8, "lr": 0.1},
     )
-    result = fit(config, data=data, cache_dir=cache_dir)
-    assert result.val_accuracy > 0.3  # guessing gives 0.1
+    result = fit(config, cache_dir=cache_dir)
+    assert result.val_accuracy > 0.4  # guessing gives 0.1
 
 
 def test_a_resumed_run_is_bit_identical(make_config: Make, digits: DataSet, tmp_path: Path, cache_dir: Path) -> None:
