@@ -238,7 +238,7 @@ def main() -> None:
     if not options.no_costs:
         cost.update(costs(options, [name for name in names if name not in cost]))
         save()
-    first = configuration(options, methods()["kd"], 0)
+    first = configuration(options, PLAIN["logits"], 0)
     found = teachers.prepare(first, datasets.load(first.data), cache_dir=options.runs / "teachers")
     settings["teacher_val_accuracy"] = found.accuracy
     done = {(row["method"], row["seed"]) for row in rows}
