@@ -11,6 +11,7 @@ import optuna
 from hksd import budget, config, models, schema
 from hksd.errors import ConfigError, UserError
 from hksd.terms import TERMS
+from search import alternatives
 from search import space as spaces
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
         problem = None
     except UserError as error:
         sizes, share, largest, problem = [], None, None, str(error)
+    plain = list(space.alternatives.values()) or [space]
+    drawable = list(dict.fromkeys(".".join(map(str, path)) for one in plain for path in one.ranges))
     distinct = len({config.config_hash(draw) for draw in drawn})
     facts = {
         "name": space.name,
@@ -115,7 +118,7 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
         say(f"{distinct} of {draws} random draws are different configurations")
         for number, draw in enumerate(drawn[:samples]):
             flat = config.flatten(config.canonical(draw))
-            mine = {key: flat[key] for key in facts["ranges"] if key in flat}
+            mine = {key: flat[key] for key in drawable if key in flat}
             size = f"{sizes[number].params:,} parameters, {sizes[number].mflops:.2f} MFLOPs: " if sizes else ""
             say(
                 f"sample {number + 1}: {size}"
@@ -135,6 +138,8 @@ def _draw(space: spaces.Space, trial: optuna.Trial) -> config.RunConfig | None:
 
 def _show_tree(say: Any, space: spaces.Space) -> None:
     """Print the ranges as a tree: a block that can be absent carries its knobs below it."""
+    if space.alternatives:
+        say(f"  {alternatives.PARAMETER}: one of {', '.join(space.alternatives)}; the knobs of the others do not exist")
     shown: set[tuple[str | int, ...]] = set()
     for path, spread in space.ranges.items():
         for depth in range(1, len(path)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hksd import budget
 from hksd.config import RunConfig, StudentConfig, from_tree
 from hksd.errors import Problem, UserError, unknown
 from hksd.schema import Document, apply_overrides, build, check, parse_yaml, read_yaml, section_fields
-from search import ranges
+from search import alternatives, ranges
 from search.ranges import Draws, Range
 from search.settings import Limits, SearchConfig
 
@@ -41,6 +41,8 @@ class Space:
         tree: the run configuration with ranges, as in the file, without the `search` section.
         ranges: every range by its key path.
         search: the `search` section.
+        alternatives: the plain spaces of `terms.one_of` by name; empty where the space is plain itself.
+        names: where parameters of a plain space stand in the file, for those that stand elsewhere.
     """
 
     name: str
@@ -48,9 +50,15 @@ class Space:
     tree: Mapping[str, Any]
     ranges: Mapping[Path_, Range]
     search: SearchConfig
+    alternatives: Mapping[str, Space] = field(default_factory=dict)
+    names: Mapping[Path_, Path_] = field(default_factory=dict)
 
     def draw(self, trial: Draws) -> RunConfig:
-        """Draw a run configuration; parameters are named by their key path."""
+        """Draw a run configuration; parameters are named by their key path in the file."""
+        if self.alternatives:
+            return self.alternatives[trial.suggest_categorical(alternatives.PARAMETER, tuple(self.alternatives))].draw(
+                trial
+            )
         return from_tree(self._draw(RunConfig, self.tree, (), trial), self.source)
 
     def _draw(self, kind: Any, node: Mapping[str, Any], path: Path_, trial: Draws) -> dict[str, Any]:
@@ -61,19 +69,22 @@ class Space:
                 continue
             if where in self.ranges:
                 if key not in self._dead(kind, node, path, result):
-                    result[key] = self.ranges[where].draw(trial, ".".join(map(str, where)))
+                    result[key] = self.ranges[where].draw(trial, self._name(where))
             elif isinstance(node[key], Mapping) and section_fields(inner):
                 result[key] = self._draw(inner, node[key], where, trial)
             else:
                 result[key] = node[key]
         return result
 
+    def _name(self, path: Path_) -> str:
+        return ".".join(map(str, self.names.get(path, path)))
+
     def _absent(self, path: Path_, node: Any, trial: Draws) -> bool:
         """Draw whether the block at `path` is absent; a float, so that its probability is exact."""
         if not isinstance(node, Mapping):
             return False
         off = max((self.ranges[p].off for p in self.ranges if p[:-1] == path), default=0.0)
-        return off > 0 and trial.suggest_float(".".join(map(str, path)) + ".off", 0.0, 1.0) < off
+        return off > 0 and trial.suggest_float(self._name(path) + ".off", 0.0, 1.0) < off
 
     def _dead(self, kind: Any, node: Mapping[str, Any], path: Path_, drawn: Mapping[str, Any]) -> frozenset[str]:
         section = section_type(kind)
@@ -89,7 +100,9 @@ class Space:
         return frozenset(value.dead_knobs())
 
     def middle(self, replacements: Mapping[str, Any]) -> RunConfig:
-        """The configuration in the middle of every range, with whole sections replaced."""
+        """The configuration in the middle of every range, with whole sections replaced; of the first alternative."""
+        if self.alternatives:
+            return next(iter(self.alternatives.values())).middle(replacements)
         tree = {**_resolve(self.tree, (), lambda path: self.ranges[path].middle(), self.ranges), **replacements}
         return from_tree(tree, self.source)
 
@@ -236,10 +249,30 @@ def parse(document: Document, name: str) -> Space:
                 )
             ]
         )
-    found: dict[Path_, Range] = {}
-    problems = list(_collect(RunConfig, tree, (), found))
     search, faults = check(SearchConfig, document.tree["search"])
+    plain, problems = alternatives.split(tree)
     problems += [replace(fault, path=("search", *fault.path)) for fault in faults]
+    spaces: dict[str, Space] = {}
+    for alternative, one in plain.items():
+        found: dict[Path_, Range] = {}
+        faults = _faults(one, search, found)
+        problems += [replace(fault, path=alternatives.placed(fault.path, tree, alternative)) for fault in faults]
+        if search is not None:
+            owned = {*found, *(path[:-1] for path in found)}
+            names = {path: alternatives.placed(path, tree, alternative) for path in owned}
+            moved = {path: place for path, place in names.items() if path != place}
+            spaces[alternative] = Space(name, document.source, one, found, search, names=moved)
+    if problems or search is None:
+        raise document.error(list(dict.fromkeys(problems)))
+    if "" in spaces:
+        return spaces[""]
+    together = {one.names.get(path, path): spread for one in spaces.values() for path, spread in one.ranges.items()}
+    return Space(name, document.source, tree, together, search, alternatives=spaces)
+
+
+def _faults(tree: Mapping[str, Any], search: SearchConfig | None, found: dict[Path_, Range]) -> list[Problem]:
+    """Fill `found` with the ranges of a plain tree and return everything that is wrong with it."""
+    problems = list(_collect(RunConfig, tree, (), found))
     problems += _misplaced(found)
     if "teacher" not in tree:
         message = "this section is required in a search space: the arms need a teacher too"
@@ -260,9 +293,7 @@ def parse(document: Document, name: str) -> Space:
             changed = _resolve(tree, (), lambda p, at=path, v=value: v if p == at else found[p].values[0], found)
             _, faults = check(RunConfig, changed)
             problems += [replace(fault, path=(*path, *below)) for fault in faults if _below(fault.path, path)]
-    if problems or search is None:
-        raise document.error(list(dict.fromkeys(problems)))
-    return Space(name, document.source, tree, found, search)
+    return problems
 
 
 def _below(path: Path_, ancestor: Path_) -> bool:

@@ -706,6 +706,71 @@ def test_no_draw_within_the_limits_is_larger_than_the_student_of_the_arms(
     assert max(kept) <= largest.params
 
 
+# --- alternatives
+
+ONE_OF = {
+    "ce": {"weight": {"uniform": [0.1, 1]}},
+    "one_of": {
+        "kd": {"kd": {"weight": {"log_uniform": [0.1, 10]}, "temperature": {"uniform": [1, 8]}}},
+        "logits": {"logits": {"weight": {"log_uniform": [0.01, 1]}}},
+        "both": {"kd": {"weight": 0.9}, "logits": {"weight": {"log_uniform": [1, 2], "off": 0.5}}},
+        "none": {},
+    },
+}
+
+
+def test_a_draw_takes_one_alternative_with_what_is_common_and_its_own_knobs(make_space: Make) -> None:
+    seen: dict[str, set[str]] = {}
+    for drawn, params in draws(make_space(terms=ONE_OF), 80):
+        name = params["terms.one_of"]
+        own = {key for key in params if key.startswith("terms.one_of.")}
+        seen.setdefault(name, set()).update(own)
+        assert "terms.ce.weight" in params
+        expected = {"kd": {"kd"}, "logits": {"logits"}, "both": {"kd", "logits"}, "none": set()}[name]
+        assert set(drawn.terms) - {"logits"} == {"ce", *(expected - {"logits"})}
+        assert all(key.startswith(f"terms.one_of.{name}.") for key in own)
+        if name == "kd":
+            assert drawn.terms["kd"].weight == params["terms.one_of.kd.kd.weight"]
+    assert seen == {
+        "kd": {"terms.one_of.kd.kd.weight", "terms.one_of.kd.kd.temperature"},
+        "logits": {"terms.one_of.logits.logits.weight"},
+        "both": {"terms.one_of.both.logits.weight", "terms.one_of.both.logits.off"},
+        "none": set(),
+    }
+
+
+def test_the_middle_of_alternatives_is_that_of_the_first(make_space: Make) -> None:
+    assert list(make_space(terms=ONE_OF).middle({}).terms) == ["ce", "kd"]
+
+
+def test_a_space_with_alternatives_is_what_its_own_tree_loads(make_space: Make, space_text: Make) -> None:
+    space = make_space(terms=ONE_OF)
+    again = spaces.loads(space_text(terms=space.tree["terms"]), "small", "small.yaml")
+    assert again == space
+
+
+@pytest.mark.parametrize(
+    ("one_of", "path", "message"),
+    [
+        ({"kd": {"kd": {}}}, "terms.one_of", "at least two alternatives"),
+        (["kd", "logits"], "terms.one_of", "at least two alternatives"),
+        ({"kd": {"kd": {}}, "a b": {}}, "terms.one_of.a b", "letters, digits"),
+        ({"kd": {"kd": {}}, "x": 3}, "terms.one_of.x", "must be a section of terms"),
+        ({"kd": {"kd": {}}, "x": {"ce": {}}}, "terms.one_of.x.ce", "also stands in terms"),
+        ({"a": {"kd": {"temprature": 4}}, "b": {}}, "terms.one_of.a.kd.temprature", "did you mean 'temperature'"),
+        ({"a": {"kd": {"weight": {"uniform": [2, 1]}}}, "b": {}}, "terms.one_of.a.kd.weight.uniform", ""),
+        ({"a": {"kdd": {}}, "b": {}}, "terms.one_of.a.kdd", "did you mean 'kd'"),
+    ],
+)
+def test_faults_of_alternatives_are_told_where_they_stand(
+    one_of: Any, path: str, message: str, make_space: Make
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_space(terms={"ce": {}, "one_of": one_of})
+    assert path in {".".join(map(str, problem.path)) for problem in caught.value.problems}
+    assert message in str(caught.value)
+
+
 # --- the documentation
 
 
