@@ -5,11 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hksd.terms.adversarial import AdversarialConfig
+from hksd.terms.attention_transfer import AttentionTransferConfig
 from hksd.terms.base import Term, TermConfig
 from hksd.terms.ce import CrossEntropyConfig
+from hksd.terms.correlation import CorrelationConfig
+from hksd.terms.dist import DistConfig
+from hksd.terms.dkd import DecoupledConfig
+from hksd.terms.fitnet import FitNetConfig
+from hksd.terms.fsp import FspConfig
 from hksd.terms.kd import DistillationConfig
 from hksd.terms.logits import LogitsConfig
+from hksd.terms.mlkd import MultiLevelConfig
+from hksd.terms.nst import SelectivityConfig
+from hksd.terms.pkt import ProbabilisticConfig
+from hksd.terms.rkd import RelationalConfig
+from hksd.terms.similarity import SimilarityConfig
 from hksd.terms.squeeze import SqueezeConfig
+from hksd.terms.vid import VariationalConfig
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,32 @@ TERMS: dict[str, TermEntry] = {
         AdversarialConfig,
         "discriminator on logits with a category head",
         "KSANC, arXiv 1904.05100 (form CONFIRMED-SHOT, widths and weights RECONSTRUCTED)",
+    ),
+    "dkd": TermEntry(
+        DecoupledConfig, "KL of target class and other classes apart", "Zhao et al. 2022, arXiv 2203.08679"
+    ),
+    "dist": TermEntry(DistConfig, "correlations of probabilities", "Huang et al. 2022, arXiv 2205.10536"),
+    "mlkd": TermEntry(
+        MultiLevelConfig, "KL at several temperatures, similarities of images and classes", "Jin et al., CVPR 2023"
+    ),
+    "attention_transfer": TermEntry(
+        AttentionTransferConfig, "energy maps of the stages", "Zagoruyko and Komodakis 2017, arXiv 1612.03928"
+    ),
+    "fitnet": TermEntry(FitNetConfig, "squared distance of a middle stage", "Romero et al. 2015, arXiv 1412.6550"),
+    "fsp": TermEntry(FspConfig, "Gram matrices between consecutive stages", "Yim et al., CVPR 2017"),
+    "nst": TermEntry(
+        SelectivityConfig, "mean discrepancy of the channels of a stage", "Huang and Wang 2017, arXiv 1707.01219"
+    ),
+    "similarity": TermEntry(
+        SimilarityConfig, "similarities of images at the last stage", "Tung and Mori 2019, arXiv 1907.09682"
+    ),
+    "pkt": TermEntry(
+        ProbabilisticConfig, "neighbourhoods of images as probabilities", "Passalis and Tefas 2018, arXiv 1803.10837"
+    ),
+    "rkd": TermEntry(RelationalConfig, "distances and angles among images", "Park et al. 2019, arXiv 1904.05068"),
+    "vid": TermEntry(VariationalConfig, "likelihood of the teacher's stages", "Ahn et al. 2019, arXiv 1904.05835"),
+    "correlation": TermEntry(
+        CorrelationConfig, "distances of neighbouring images", "Peng et al. 2019, arXiv 1904.01802, RepDistiller's form"
     ),
 }
 

@@ -45,11 +45,25 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"student_dropout": 0.3, "batch_norm": False},
         {"category_weight": 0.0, "steps": 2},
     ],
+    "kd": [{"standardize": True, "temperature": 2.0}],
+    "dkd": [{"alpha": 0.5, "beta": 8.0, "temperature": 1.0}],
+    "dist": [{"temperature": 1.0}, {"beta": 0.0}],
+    "mlkd": [{"temperatures": (1.0,), "batch_weight": 0.0}],
+    "attention_transfer": [{"p": 1.0}, {"stages": 1}],
+    "fitnet": [{"adaptor": "needed"}, {"stage": 1}],
+    "fsp": [{"stages": 2}],
+    "nst": [{"stages": 1}],
+    "rkd": [{"distance_weight": 0.0}, {"angle_weight": 0.0}],
+    "vid": [{"stages": 1, "initial_variance": 0.1}],
+    "correlation": [{"dims": None}],
 }
 CASES = [(name, knobs) for name in TERMS for knobs in [{}, *FORMS.get(name, [])]]
 every_form = pytest.mark.parametrize(("name", "knobs"), CASES, ids=[f"{n}-{k}" if k else n for n, k in CASES])
 every_term = pytest.mark.parametrize("name", list(TERMS))
-ZERO_FOR_EQUALS = ("kd", "logits", "squeeze")
+ZERO_FOR_EQUALS = (
+    *("kd", "logits", "squeeze", "dkd", "mlkd"),
+    *("attention_transfer", "fsp", "nst", "similarity", "pkt", "rkd"),
+)
 
 
 class Case:
