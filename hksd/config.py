@@ -208,6 +208,13 @@ class RunConfig(Section):
         wanting = [name for name, term in active.items() if term.teacher_needs]
         if wanting and self.teacher is None:
             raise ValueError(f"a teacher section is required: {', '.join(wanting)} need(s) one")
+        for name, term in active.items():
+            missing = sorted(term.companions() - active.keys())
+            if missing:
+                raise ValueError(
+                    f"terms.{name} as it is set works on what terms.{missing[0]} makes: give terms.{missing[0]} a "
+                    f"weight above 0, or change terms.{name}"
+                )
         if not any(term.tells_classes() for term in active.values()):
             raise ValueError(
                 "no term tells the student the classes: give ce, kd, logits or another term that does "

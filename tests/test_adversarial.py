@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hksd.config import Terms
-from hksd.models.taps import Out
+from hksd.models.taps import Out, TapShapes
 from hksd.objective import Objective
 from hksd.terms.adversarial import (
     Adversarial,
@@ -23,12 +23,13 @@ from hksd.terms.adversarial import (
 from hksd.terms.ce import CrossEntropyConfig
 
 CLASSES, TARGET = 5, torch.tensor([0, 1, 2, 3])
+SHAPES = TapShapes(CLASSES, 1, (), ())
 LOSSES = ("nonsaturating", "hinge", "least_squares")
 
 
 def build(seed: int = 0, **knobs: Any) -> Adversarial:
     torch.manual_seed(seed)
-    return Adversarial(AdversarialConfig(hidden=16, **knobs), CLASSES)
+    return AdversarialConfig(hidden=16, **knobs).build(SHAPES, SHAPES)
 
 
 def logits(seed: int, requires_grad: bool = False) -> Out:

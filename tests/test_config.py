@@ -111,6 +111,8 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     if tree.get("teacher") is None:
         tree["teacher"] = {"model": "resnet20"}
     tree["terms"].setdefault("ce", {})["weight"] = draw(st.floats(0.1, 10))
+    if tree["terms"].get("adversarial", {}).get("input") == "descriptor":
+        tree["terms"].setdefault("squeeze", {})["weight"] = 1.0
     return tree
 
 

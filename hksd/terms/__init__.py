@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from hksd.terms.adversarial import AdversarialConfig
 from hksd.terms.base import Term, TermConfig
 from hksd.terms.ce import CrossEntropyConfig
+from hksd.terms.crd import ContrastiveConfig
+from hksd.terms.dense_flow import DenseFlowConfig
 from hksd.terms.kd import DistillationConfig
+from hksd.terms.kdgan import KdganConfig
+from hksd.terms.knowledge_representing import KnowledgeRepresentingConfig
 from hksd.terms.logits import LogitsConfig
+from hksd.terms.review import ReviewConfig
 from hksd.terms.squeeze import SqueezeConfig
 
 
@@ -32,8 +37,33 @@ TERMS: dict[str, TermEntry] = {
     ),
     "adversarial": TermEntry(
         AdversarialConfig,
-        "discriminator on logits with a category head",
-        "KSANC, arXiv 1904.05100 (form CONFIRMED-SHOT, widths and weights RECONSTRUCTED)",
+        "discriminator on logits, embeddings or squeezed vectors, with a category head",
+        "KSANC, arXiv 1904.05100 (form CONFIRMED-SHOT, widths and weights RECONSTRUCTED); ANC, arXiv 1803.10750",
+    ),
+    "review": TermEntry(
+        ReviewConfig,
+        "Knowledge Review: stages fused from the top down, hierarchical context loss",
+        "Chen et al. 2021, arXiv 2104.09044; mdistiller (CONFIRMED)",
+    ),
+    "crd": TermEntry(
+        ContrastiveConfig,
+        "contrastive distillation of embeddings with two memories",
+        "Tian et al. 2020, arXiv 1910.10699; RepDistiller (CONFIRMED)",
+    ),
+    "knowledge_representing": TermEntry(
+        KnowledgeRepresentingConfig,
+        "KR: aggregates of neighbouring teacher layers, imitated up to a learned threshold",
+        "arXiv 1911.05329 (words and hyperparameters CONFIRMED, equations RECONSTRUCTED)",
+    ),
+    "dense_flow": TermEntry(
+        DenseFlowConfig,
+        "overlapping flows between stages, by distance and by a game",
+        "Yeo, Kim and Bae 2021, Appl. Sci. 11(8) 3720 (abstract CONFIRMED, losses RECONSTRUCTED)",
+    ),
+    "kdgan": TermEntry(
+        KdganConfig,
+        "game of student, a trained copy of the teacher and a discriminator of (image, label) pairs",
+        "Wang et al. 2018; xiaojiew1/KDGAN (structure SECONDARY, value function RECONSTRUCTED)",
     ),
 }
 

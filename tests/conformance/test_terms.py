@@ -44,7 +44,19 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"loss": "least_squares", "optimizer": "sgd"},
         {"student_dropout": 0.3, "batch_norm": False},
         {"category_weight": 0.0, "steps": 2},
+        {"input": "embedding"},
+        {"input": "descriptor"},
+        {"every": 2},
     ],
+    "review": [{"embedding": True}, {"stages": 2, "channels": 8}],
+    "crd": [{"negatives": 4, "dims": 8}, {"temperature": 0.01, "momentum": 0.0}],
+    "knowledge_representing": [
+        {"aggregate": "mean_std", "power": 2},
+        {"penalty": "gate", "neighbours": 1, "kappa": 1.0},
+        {"stages": 1, "drops": (2,)},
+    ],
+    "dense_flow": [{"adversarial_weight": 0.0}, {"shared": True, "loss": "hinge"}, {"overlap": False, "stages": 2}],
+    "kdgan": [{"mimic": "kl"}, {"alpha": 1.0, "gamma": 0.0, "temperature": 0.2}],
 }
 CASES = [(name, knobs) for name in TERMS for knobs in [{}, *FORMS.get(name, [])]]
 every_form = pytest.mark.parametrize(("name", "knobs"), CASES, ids=[f"{n}-{k}" if k else n for n, k in CASES])
