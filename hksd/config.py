@@ -225,6 +225,13 @@ class RunConfig(Section):
                 )
             if not wanting:
                 raise ValueError("data_free needs a term that learns from the teacher, such as kd")
+        for name, term in active.items():
+            missing = sorted(term.companions() - active.keys())
+            if missing:
+                raise ValueError(
+                    f"terms.{name} as it is set works on what terms.{missing[0]} makes: give terms.{missing[0]} a "
+                    f"weight above 0, or change terms.{name}"
+                )
         if not any(term.tells_classes() for term in active.values()):
             raise ValueError(
                 "no term tells the student the classes: give ce, kd, logits or another term that does "

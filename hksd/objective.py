@@ -43,7 +43,10 @@ class Objective(nn.Module):
     def __init__(self, terms: Terms, student: TapShapes, teacher: TapShapes | None, epochs: int):
         super().__init__()
         self.configs, self.epochs = terms.active(), epochs
-        self.terms = nn.ModuleDict({name: config.build(student, teacher) for name, config in self.configs.items()})
+        built: dict[str, Term] = {}
+        for name, config in self.configs.items():
+            built[name] = config.build_beside(student, teacher, built)
+        self.terms = nn.ModuleDict(built)
         self.teacher_needs = frozenset[str]().union(*(config.teacher_needs for config in self.configs.values()))
 
     def meet(self, setting: Setting) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hksd.attention import HierarchicalAttention, join
 from hksd.config import Terms
-from hksd.models.taps import Out
+from hksd.errors import ConfigError
+from hksd.models.taps import Out, TapShapes
 from hksd.objective import Objective
 from hksd.terms.adversarial import (
     Adversarial,
@@ -21,14 +24,16 @@ from hksd.terms.adversarial import (
     generator_loss,
 )
 from hksd.terms.ce import CrossEntropyConfig
+from hksd.terms.squeeze import SqueezeConfig
 
 CLASSES, TARGET = 5, torch.tensor([0, 1, 2, 3])
+SHAPES = TapShapes(CLASSES, 1, (), ())
 LOSSES = ("nonsaturating", "hinge", "least_squares")
 
 
 def build(seed: int = 0, **knobs: Any) -> Adversarial:
     torch.manual_seed(seed)
-    return Adversarial(AdversarialConfig(hidden=16, **knobs), CLASSES)
+    return AdversarialConfig(hidden=16, **knobs).build(SHAPES, SHAPES)
 
 
 def logits(seed: int, requires_grad: bool = False) -> Out:
@@ -372,6 +377,110 @@ def test_the_discriminator_is_not_optimised_with_the_student(make_taps: Callable
     objective = Objective(Terms({"adversarial": AdversarialConfig(hidden=8)}), shapes, shapes, 8)
     assert list(objective.parameters())
     assert objective.joint_parameters() == []
+
+
+# --- what the discriminator reads
+
+
+def vectors(size: int, seed: int) -> Out:
+    draw = torch.Generator().manual_seed(seed)
+    return Out(torch.randn(4, CLASSES, generator=draw), torch.randn(4, size, generator=draw))
+
+
+def test_the_embedding_is_read_as_it_is_where_sizes_agree_and_through_a_joint_map_where_not() -> None:
+    student, teacher = vectors(6, 1), vectors(6, 2)
+    term = AdversarialConfig(input="embedding").build(TapShapes(CLASSES, 6, (), ()), TapShapes(CLASSES, 6, (), ()))
+    assert term.joint_parameters() == []
+    assert torch.equal(term.read(student, teacher), torch.cat([teacher.embedding, student.embedding]))
+    assert term.discriminator.body[-1].out_features == 1 + CLASSES
+    term = AdversarialConfig(input="embedding").build(TapShapes(CLASSES, 6, (), ()), TapShapes(CLASSES, 9, (), ()))
+    teacher, before = vectors(9, 2), [p.detach().clone() for p in term.joint_parameters()]
+    assert len(before) == 2
+    term.own_step(student, teacher, TARGET)
+    assert all(p.grad is None for p in term.joint_parameters())
+    term(student, teacher, TARGET).backward()
+    assert all(p.grad.abs().max() > 0 for p in term.joint_parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, term.joint_parameters(), strict=True))
+
+
+def run_of(make_taps: Callable[..., Any], squeeze: dict[str, Any]) -> tuple[Objective, Out, Out, SqueezeConfig]:
+    """An objective with `squeeze` and a game on its vectors, a student, and a teacher with its squeezed vectors."""
+    student, teacher = make_taps(seed=0), make_taps(channels=(5, 7, 9), seed=1, blocks=4)
+    config = SqueezeConfig(**squeeze)
+    terms = {"squeeze": config, "adversarial": AdversarialConfig(input="descriptor", warmup_epochs=0, hidden=8)}
+    torch.manual_seed(0)
+    estimators = HierarchicalAttention(teacher[0], teacher[0].stages, config.attention())
+    with torch.no_grad():
+        known = dataclasses.replace(teacher[1], squeezed=estimators(teacher[1]))
+    return Objective(Terms(terms), student[0], teacher[0], 5), student[1], known, config
+
+
+SQUEEZES = [{}, {"depth": 1}, {"depth": 1, "blocks": 2}, {"depth": 3, "top_dim": 6}, {"compatibility": "gap"}]
+
+
+@pytest.mark.parametrize("squeeze", SQUEEZES, ids=str)
+def test_the_descriptor_is_the_vector_of_the_squeeze_of_the_run(
+    squeeze: dict[str, Any], make_taps: Callable[..., Any]
+) -> None:
+    objective, student, teacher, config = run_of(make_taps, squeeze)
+    game, estimators = objective.terms["adversarial"], objective.terms["squeeze"].estimators
+    both = game.read(student, teacher)
+    expected = join(teacher.squeezed, config.depth), join(estimators(student), config.depth)
+    torch.testing.assert_close(both, torch.cat([nn.functional.normalize(one, dim=1) for one in expected]))
+    assert not game.joint_parameters()
+    assert not any("estimators" in name or "adaptor" in name for name in game.state_dict())
+    target = torch.zeros(3, dtype=torch.int64)
+    game.own_step(student, teacher, target)
+    assert all(p.grad is None for p in estimators.parameters())
+    game(student, teacher, target).backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in estimators.parameters())
+    copied = copy.deepcopy(objective)
+    assert copied.terms["adversarial"].shared[0] is copied.terms["squeeze"].estimators
+    assert objective.teacher_needs == {"squeezed"}
+
+
+def test_needs_follow_the_input_and_those_of_the_class_are_the_defaults() -> None:
+    found = {kind: AdversarialConfig(input=kind) for kind in ("logits", "embedding", "descriptor")}
+    assert {kind: set(config.teacher_needs) for kind, config in found.items()} == {
+        "logits": {"logits"},
+        "embedding": {"embedding"},
+        "descriptor": {"squeezed"},
+    }
+    assert found["descriptor"].student_needs == {"embedding", "blocks"}
+    assert AdversarialConfig.teacher_needs == AdversarialConfig.student_needs == {"logits"}
+    assert [config.tells_classes() for config in found.values()] == [True, False, False]
+
+
+def test_a_game_on_squeezed_vectors_without_squeeze_is_an_error_with_a_cure(make_config: Callable[..., Any]) -> None:
+    game = {"input": "descriptor"}
+    for squeeze in ({}, {"squeeze": {"weight": 0}}):
+        with pytest.raises(ConfigError, match=r"terms.adversarial .*terms.squeeze makes.*above 0, or change"):
+            make_config(terms={"ce": {}, "adversarial": game, **squeeze})
+    make_config(terms={"ce": {}, "adversarial": game, "squeeze": {}})
+    make_config(terms={"ce": {}, "adversarial": {**game, "weight": 0}})
+
+
+def test_dropout_of_the_student_acts_on_embeddings_too() -> None:
+    term = AdversarialConfig(input="embedding", student_dropout=0.5).build(
+        TapShapes(CLASSES, 6, (), ()), TapShapes(CLASSES, 6, (), ())
+    )
+    student, teacher = Out(torch.ones(4, CLASSES), torch.ones(4, 6)), vectors(6, 2)
+    both = term.read(student, teacher)
+    assert torch.equal(both[:4], teacher.embedding)
+    assert set(both[4:].unique().tolist()) == {0.0, 2.0}
+
+
+def test_the_discriminator_may_rest_between_its_steps_also_over_a_resume() -> None:
+    term, changed = build(every=3), []
+    for step in range(7):
+        before = tensors(term)
+        scalars = term.own_step(logits(step), logits(100 + step), TARGET)
+        changed.append(not equal(tensors(term), before))
+        assert bool(scalars) == changed[-1]
+    assert changed == [True, False, False, True, False, False, True]
+    other = build(every=3)
+    other.load_state_dict(term.state_dict())
+    assert not other.own_step(logits(1), logits(2), TARGET)
 
 
 # --- state

@@ -113,6 +113,8 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     if tree.get("teacher") is None:
         tree["teacher"] = {"model": "resnet20"}
     tree["terms"].setdefault("ce", {})["weight"] = draw(st.floats(0.1, 10))
+    if tree["terms"].get("adversarial", {}).get("input") == "descriptor":
+        tree["terms"].setdefault("squeeze", {})["weight"] = 1.0
     if tree.get("data_free") is not None:
         tree["terms"] = {"logits": {"weight": 1.0}}
     return tree

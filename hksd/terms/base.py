@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
@@ -35,6 +36,23 @@ def _check_count(value: object) -> object:
 # For knobs that count stages, blocks, layers: annotate with `Field(description=...)` on top.
 CountOrAll = Annotated[int | Literal["all"], BeforeValidator(_check_count)]
 Stages = Annotated[CountOrAll, Field(description="all stages, or the last n of both networks, paired one to one")]
+
+
+class NeedsByKnob:
+    """Value for `student_needs` or `teacher_needs` where they depend on knobs.
+
+    Read on a configuration, it is what that configuration needs; read on the class, what the defaults need.
+
+    Args:
+        default: needs of the default configuration.
+        needs: configuration -> what it needs.
+    """
+
+    def __init__(self, default: frozenset[str], needs: Callable[[Any], frozenset[str]]):
+        self.default, self.needs = default, needs
+
+    def __get__(self, config: object | None, owner: type) -> frozenset[str]:
+        return self.default if config is None else self.needs(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +85,17 @@ class TermConfig(Section, ABC):
         Raises:
             UserError: the term cannot work with these networks.
         """
+
+    def companions(self) -> frozenset[str]:
+        """Names of terms that must have a weight above 0 in the same run, because this one works on their parts."""
+        return frozenset()
+
+    def build_beside(self, student: TapShapes, teacher: TapShapes | None, earlier: Mapping[str, Term]) -> Term:
+        """Like `build`, in a run with other terms: `earlier` are those that stand before this one in the registry.
+
+        What is shared with an earlier term stays that term's own: it is neither a parameter nor a module here.
+        """
+        return self.build(student, teacher)
 
     def runs(self, epoch: float, epochs: int) -> bool:
         """Whether `epoch` (fractional, from 0) of `epochs` lies between `delay_epochs` and the last `off_fraction`."""

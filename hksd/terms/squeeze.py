@@ -100,6 +100,15 @@ def squeeze_loss(student: Tensor, teacher: Tensor, *, normalize: bool = True, me
     return (each.sum(1) if normalize else each.mean(1)).mean()
 
 
+def descriptor_size(config: SqueezeConfig, teacher: TapShapes, estimators: HierarchicalAttention) -> int:
+    """Size of the joined vector of the top level."""
+    if config.depth == 3:
+        return config.top_dim
+    joined = config.depth == 1 and config.blocks != "all"  # then the vectors of all tapped blocks stand side by side
+    goals = teacher.stages[-len(estimators.taps) :]
+    return sum(goal * (len(taps) if joined else 1) for goal, taps in zip(goals, estimators.taps, strict=True))
+
+
 class Squeeze(Term):
     """The student's estimators, and `squeeze_loss` between the vectors of both networks."""
 
@@ -110,15 +119,7 @@ class Squeeze(Term):
         self.stages = len(self.estimators.taps)
         self.head: nn.Linear | None = None
         if config.task_weight:
-            dims = (
-                config.top_dim
-                if config.depth == 3
-                else sum(
-                    goal * (len(taps) if config.depth == 1 and config.blocks != "all" else 1)
-                    for goal, taps in zip(teacher.stages[-self.stages :], self.estimators.taps, strict=True)
-                )
-            )
-            self.head = nn.Linear(dims, student.classes)
+            self.head = nn.Linear(descriptor_size(config, teacher, self.estimators), student.classes)
 
     def forward(self, student: Out, teacher: Out | None, target: Tensor) -> Tensor:
         """See `Term.forward`."""

@@ -44,6 +44,9 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"loss": "least_squares", "optimizer": "sgd"},
         {"student_dropout": 0.3, "batch_norm": False},
         {"category_weight": 0.0, "steps": 2},
+        {"input": "embedding"},
+        {"input": "descriptor"},
+        {"every": 2},
     ],
     "kd": [{"standardize": True, "temperature": 2.0}],
     "dkd": [{"alpha": 0.5, "beta": 8.0, "temperature": 1.0}],
@@ -56,6 +59,15 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     "rkd": [{"distance_weight": 0.0}, {"angle_weight": 0.0}],
     "vid": [{"stages": 1, "initial_variance": 0.1}],
     "correlation": [{"dims": None}],
+    "review": [{"embedding": True}, {"stages": 2, "channels": 8}],
+    "crd": [{"negatives": 4, "dims": 8}, {"temperature": 0.01, "momentum": 0.0}],
+    "knowledge_representing": [
+        {"aggregate": "mean_std", "power": 2},
+        {"penalty": "gate", "neighbours": 1, "kappa": 1.0},
+        {"stages": 1, "drops": (2,)},
+    ],
+    "dense_flow": [{"adversarial_weight": 0.0}, {"shared": True, "loss": "hinge"}, {"overlap": False, "stages": 2}],
+    "kdgan": [{"mimic": "kl"}, {"alpha": 1.0, "gamma": 0.0, "temperature": 0.2}],
 }
 CASES = [(name, knobs) for name in TERMS for knobs in [{}, *FORMS.get(name, [])]]
 every_form = pytest.mark.parametrize(("name", "knobs"), CASES, ids=[f"{n}-{k}" if k else n for n, k in CASES])
