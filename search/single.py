@@ -19,6 +19,7 @@ from hksd.data.augment import Batches
 from hksd.errors import UserError
 from hksd.export import CONFIG_FILE as EXPORTED_CONFIG
 from hksd.loop import EpochReport
+from hksd.objective import verify
 from hksd.provenance import provenance
 from hksd.schema import read_yaml
 from search import space as spaces
@@ -80,6 +81,7 @@ def train_one(output: Output, name: str, overrides: list[str], out: Path | None,
     """See `hksd train`."""
     config = load_run(name, overrides)
     data = datasets.load(config.data)
+    verify(config, **loop.image_shape(data))  # before the teacher, whose training may take long
     display = Display(output.console, 1)
 
     def on_epoch(report: EpochReport) -> None:

@@ -72,8 +72,8 @@ def _import(path: str) -> ModuleType:
         known = [f"{parent}.{found.name}" if parent else found.name for found in pkgutil.iter_modules(places)]
         raise NetworkError(
             "model",
-            f"there is no module '{missing}'{nearest(missing, known)}; it must be installed, "
-            f"or lie in the working directory ({here})",
+            f"there is no module '{missing}'{nearest(missing, known)} "
+            f"(it must be installed, or lie in the working directory {here})",
         ) from error
     except Exception as error:  # an import runs the user's code
         raise NetworkError("model", f"{path} cannot be imported: {type(error).__name__}: {error}") from error
