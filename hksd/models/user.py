@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from hksd.errors import nearest
@@ -62,7 +63,8 @@ def _import(path: str) -> ModuleType:
         sys.path.append(here)  # at the end: a file of the user's must not hide a module of Python's
     try:
         importlib.invalidate_caches()
-        return importlib.import_module(path)
+        with torch.device("cpu"):  # constants of the module must not land on the meta device of a first look
+            return importlib.import_module(path)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if path != missing and not path.startswith(missing + "."):

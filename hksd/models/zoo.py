@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 from urllib.error import URLError
 
+import torch
 from torch import Tensor, nn
 
 from hksd.models.wrapped import NetworkError, WrappedNet
@@ -70,7 +71,8 @@ def _torchvision() -> ModuleType:
     from hksd.data.torchvision_guard import import_models
 
     try:
-        return import_models()
+        with torch.device("cpu"):  # what a module keeps must not land on the meta device of a first look
+            return import_models()
     except ImportError as error:
         raise NetworkError(
             "model", f"networks of torchvision need it ({error}); install it with `pip install torchvision`"

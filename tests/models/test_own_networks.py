@@ -53,6 +53,12 @@ def thousand():
 def three_channels(classes):
     return Small(classes, 3)
 
+SCALE = torch.tensor(2.0)
+
+class Scaled(Small):
+    def forward(self, x):
+        return super().forward(x * SCALE)
+
 class Wayward(Small):
     """Asks for numbers in its pass, which the meta device has not."""
     def forward(self, x):
@@ -144,6 +150,13 @@ def test_a_network_that_needs_numbers_is_measured_on_the_cpu_and_draws_nothing(m
     assert torch.equal(torch.rand(1), drawn)
     assert found == budget.size(StudentConfig(model=f"{module}:fixed"), **size)
     assert found.params == sum(p.numel() for p in make(f"{module}:wayward").parameters())
+
+
+def test_a_first_look_leaves_the_constants_of_a_module_usable(module: str) -> None:
+    spec = NetworkSpec(model=f"{module}:Scaled")
+    models.sketch(spec, in_channels=1, classes=10, image_size=8)
+    assert sys.modules[module].SCALE.device.type == "cpu"
+    assert make(f"{module}:Scaled")(torch.randn(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_a_network_written_for_hksd_shows_its_own_taps(module: str) -> None:
