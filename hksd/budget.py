@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hksd import models
 from hksd.config import StudentConfig, TeacherConfig
+from hksd.models import NetworkSpec
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,19 @@ class Size:
 
 
 def size(config: StudentConfig | TeacherConfig, *, in_channels: int, classes: int, image_size: int) -> Size:
-    """Size of a network for square images of `image_size` pixels, computed on the meta device."""
-    return _size(config.model, config.width, config.descriptor_dim, in_channels, classes, image_size)
+    """Size of a network for square images of `image_size` pixels, computed on the meta device where that works.
+
+    Raises:
+        UserError: the network cannot be built for such images.
+    """
+    return _size(config.spec(), in_channels, classes, image_size)
 
 
 @functools.cache
-def _size(model: str, width: float, descriptor: int | None, in_channels: int, classes: int, image_size: int) -> Size:
-    with torch.device("meta"):
-        network = models.build(
-            model, in_channels=in_channels, classes=classes, width=width, descriptor=descriptor, image_size=image_size
-        ).eval()
-        image = torch.empty(1, in_channels, image_size, image_size)
+def _size(spec: NetworkSpec, in_channels: int, classes: int, image_size: int) -> Size:
+    network = models.sketch(spec, in_channels=in_channels, classes=classes, image_size=image_size).eval()
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    image = torch.zeros(1, in_channels, image_size, image_size, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(image)
     return Size(sum(p.numel() for p in network.parameters()), counter.get_total_flops())

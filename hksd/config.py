@@ -12,12 +12,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from hksd.errors import Problem
+from hksd.models import NetworkSpec, check_settings
 from hksd.models import check_name as check_model
 from hksd.modes.data_free import DataFreeConfig
 from hksd.modes.prune import PruneConfig
@@ -29,6 +30,7 @@ RANGE_HINT = "; ranges are for search spaces (`hksd search`), not for a single r
 LAST_SEED = 2**63 - 1  # the largest that numpy, torch and Optuna all take
 MODES = frozenset({"robust", "prune", "data_free"})  # sections that are not there unless they are asked for
 ModelName = Annotated[str, AfterValidator(check_model)]
+ModulePath = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +87,46 @@ class AttentionTraining(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherConfig(Section):
+class NetworkConfig(Section):
+    """A network, teacher or student."""
+
+    model: Annotated[ModelName, Field(description="network: a name, or package.module:factory of your own")]
+    width: Annotated[float, Field(gt=0, description="multiplier on its channels")] = 1.0
+    descriptor_dim: Annotated[
+        int | None,
+        Field(ge=1, description="size of a global descriptor before the classifier (KSANC: 128); deployed and counted"),
+    ] = None
+    taps: Annotated[
+        tuple[ModulePath, ...],
+        Field(description="module paths of the stages, for torchvision's networks (default theirs) and your own"),
+    ] = ()
+    classifier: Annotated[
+        ModulePath | None, Field(description="module path of the classifier, likewise; default the last nn.Linear")
+    ] = None
+
+    place: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_settings(self.model, width=self.width, taps=self.taps, classifier=self.classifier)
+
+    def spec(self) -> NetworkSpec:
+        """How the network is built, for `hksd.models.make`."""
+        return NetworkSpec(
+            model=self.model,
+            width=self.width,
+            descriptor=self.descriptor_dim,
+            taps=self.taps,
+            classifier=self.classifier,
+            place=self.place,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(NetworkConfig):
     """The teacher network: trained here once and cached by content, or loaded."""
 
-    model: Annotated[ModelName, Field(description="network of the teacher")]
-    width: Annotated[float, Field(gt=0, description="multiplier on its channels")] = 1.0
-    descriptor_dim: Annotated[int | None, Field(ge=1, description="size of its global descriptor (paper: 128)")] = None
     checkpoint: Annotated[str | None, Field(description="weights to load (.safetensors, or .pt state dict)")] = None
+    pretrained: Annotated[bool, Field(description="take torchvision's published weights (1000 classes)")] = False
     epochs: Annotated[int, Field(ge=1, description="epochs of training, when it is trained here")] = 20
     batch_size: Annotated[int, Field(ge=1, description="images per step")] = 128
     lr: Annotated[float, Field(gt=0, description="peak learning rate (SGD with Nesterov momentum, cosine)")] = 0.1
@@ -103,22 +138,32 @@ class TeacherConfig(Section):
         default_factory=AttentionTraining
     )
 
+    place: ClassVar[str] = "teacher"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.pretrained:
+            return
+        check_settings(self.model, width=self.width, pretrained=True)
+        for key, value in (("checkpoint", self.checkpoint), ("descriptor_dim", self.descriptor_dim)):
+            if value is not None:
+                raise ValueError(f"pretrained takes the published weights as they are; leave {key} out")
+
     def dead_knobs(self) -> frozenset[str]:
         """A loaded teacher is not trained; a demand on it does not change it."""
         trained = {"epochs", "batch_size", "lr", "weight_decay"}
-        return frozenset({"min_accuracy", *(trained if self.checkpoint else ())})
+        return frozenset({"min_accuracy", *(trained if self.checkpoint or self.pretrained else ())})
+
+    def as_student(self) -> StudentConfig:
+        """The same network as a student, which is how it is trained."""
+        return StudentConfig(**{knob.name: getattr(self, knob.name) for knob in dataclasses.fields(NetworkConfig)})
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentConfig(Section):
+class StudentConfig(NetworkConfig):
     """The student network."""
 
-    model: Annotated[ModelName, Field(description="network of the student")]
-    width: Annotated[float, Field(gt=0, description="multiplier on its channels")] = 1.0
-    descriptor_dim: Annotated[
-        int | None,
-        Field(ge=1, description="size of a global descriptor before the classifier; is deployed and counted"),
-    ] = None
+    place: ClassVar[str] = "student"
 
 
 @dataclass(frozen=True, kw_only=True)

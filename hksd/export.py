@@ -86,7 +86,10 @@ def export(
     program = Deployed(student, data.mean, data.std).eval()
     images = torch.from_numpy(data.validation.images[:2].copy()).permute(0, 3, 1, 2).float() / 255
     batch = torch.export.Dim("batch", min=1)
-    exported = torch.export.export(program, (images.repeat(2, 1, 1, 1)[:2],), dynamic_shapes=({0: batch},))
+    try:
+        exported = torch.export.export(program, (images.repeat(2, 1, 1, 1)[:2],), dynamic_shapes=({0: batch},))
+    except Exception as error:  # a network of the user's own may do what torch.export cannot capture
+        raise RunError(f"torch.export cannot capture {config.student.model}: {error}") from error
     buffer = io.BytesIO()
     torch.export.save(exported, buffer)
     facts = _parity(student, buffer.getvalue(), data)

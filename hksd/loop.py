@@ -79,7 +79,7 @@ def isolated(seed: int, threads: int, device: torch.device) -> Iterator[None]:
 
 
 def image_shape(data: DataSet) -> dict[str, int]:
-    """The arguments that describe images and classes to `models.build` and `budget.size`."""
+    """The arguments that describe images and classes to `models.make` and `budget.size`."""
     _, height, _, channels = data.train.images.shape
     return {"in_channels": channels, "classes": len(data.classes), "image_size": height}
 
@@ -116,10 +116,7 @@ class _Loop:
     ):
         self.config, self.data, self.teacher, self.device, self.out_dir = config, data, teacher, device, out_dir
         self.identity = {"config": config_hash(config), "data": data.fingerprint}
-        student = config.student
-        self.student = models.build(
-            student.model, width=student.width, descriptor=student.descriptor_dim, **image_shape(data)
-        ).to(device)
+        self.student = models.make(config.student.spec(), **image_shape(data)).to(device)
         self.objective = Objective(config.terms, self.student.shapes, teacher_shapes, config.train.epochs)
         self.objective.meet(Setting(torch.from_numpy(data.train.labels.copy()), getattr(teacher, "model", None)))
         self.objective.to(device)

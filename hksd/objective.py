@@ -18,15 +18,14 @@ def verify(config: RunConfig, *, in_channels: int, classes: int, image_size: int
     """Check, without memory or time, that the terms of a run fit its two networks.
 
     Raises:
-        UserError: a term cannot work with them; says which and why.
+        UserError: a network cannot be built for the data, or a term cannot work with them; says which and why.
     """
     image = {"in_channels": in_channels, "classes": classes, "image_size": image_size}
+    student, teacher = (
+        models.sketch(net.spec(), **image).shapes if net else None for net in (config.student, config.teacher)
+    )
+    assert student is not None
     with torch.device("meta"):
-        student, teacher = (
-            models.build(net.model, width=net.width, descriptor=net.descriptor_dim, **image).shapes if net else None
-            for net in (config.student, config.teacher)
-        )
-        assert student is not None
         Objective(config.terms, student, teacher, config.train.epochs)
 
 

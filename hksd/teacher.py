@@ -30,7 +30,6 @@ from hksd.config import (
     AttentionTraining,
     DataConfig,
     RunConfig,
-    StudentConfig,
     TeacherConfig,
     Terms,
     TrainConfig,
@@ -41,6 +40,7 @@ from hksd.data import DataSet
 from hksd.data.augment import Batches, batches_of
 from hksd.errors import RunError, UserError
 from hksd.evaluate import accuracy, predict
+from hksd.models import user, zoo
 from hksd.models.taps import Out, TappedNet
 from hksd.terms.ce import CrossEntropyConfig
 from hksd.terms.squeeze import SqueezeConfig
@@ -116,13 +116,14 @@ def prepare(
             "teacher": canonical(settings) | {"attention": None},
             "data": data.fingerprint,
             "views": [config.data.crop, config.data.flip, config.data.seed],
-            "weights": _file_hash(settings.checkpoint),
+            "weights": _weights(settings),
+            **({"code": user.source_hash(settings.model)} if user.is_user(settings.model) else {}),
         }
     )
     folder = cache_dir / key if cache_dir else None
 
     def make_network() -> tuple[TappedNet, dict[str, Any]]:
-        if settings.checkpoint is None:
+        if settings.checkpoint is None and not settings.pretrained:
             trained = loop.run(
                 run,
                 data,
@@ -133,7 +134,10 @@ def prepare(
             )
             return trained.student, {"accuracy": trained.val_accuracy}
         network = _network(settings, data)
-        weights.load_into(network, Path(settings.checkpoint))
+        if settings.checkpoint is not None:
+            weights.load_into(network, Path(settings.checkpoint))
+        else:
+            network.bare.load_state_dict(_published(settings, data))
         return network, {"accuracy": _validate(network.to(device), data, config.data, device)}
 
     network, facts, cached = _remembered(folder, "teacher", lambda: _network(settings, data), make_network)
@@ -166,7 +170,7 @@ def _training(config: RunConfig, settings: TeacherConfig) -> RunConfig:
     """The run that trains a teacher: the same loop, cross-entropy alone."""
     return RunConfig(
         data=replace(config.data, limit=None, image_size=None, validation=0.1),  # the images are given; views count
-        student=StudentConfig(model=settings.model, width=settings.width, descriptor_dim=settings.descriptor_dim),
+        student=settings.as_student(),
         terms=Terms({"ce": CrossEntropyConfig()}),
         train=TrainConfig(
             epochs=settings.epochs,
@@ -181,9 +185,20 @@ def _training(config: RunConfig, settings: TeacherConfig) -> RunConfig:
 
 
 def _network(settings: TeacherConfig, data: DataSet) -> TappedNet:
-    return models.build(
-        settings.model, width=settings.width, descriptor=settings.descriptor_dim, **loop.image_shape(data)
-    )
+    return models.make(settings.spec(), **loop.image_shape(data))
+
+
+def _weights(settings: TeacherConfig) -> str | None:
+    """What tells the weights of a loaded teacher from others; None for one that is trained here."""
+    return zoo.published(settings.model) if settings.pretrained else _file_hash(settings.checkpoint)
+
+
+def _published(settings: TeacherConfig, data: DataSet) -> dict[str, Tensor]:
+    shape = loop.image_shape(data)
+    try:
+        return zoo.pretrained_state(settings.model, in_channels=shape["in_channels"], classes=shape["classes"])
+    except models.NetworkError as error:
+        raise UserError(f"{settings.place}.{error}") from error
 
 
 def _file_hash(path: str | None) -> str | None:

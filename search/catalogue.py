@@ -24,6 +24,10 @@ DATASETS = {
     "cifar100": "A. Krizhevsky 2009; the same three layouts",
     "folder": "your images: data.root/train/<class>/*.png and test/<class>/, or parquet files",
 }
+OWN_NETWORK = (
+    "model: package.module:factory, a function that takes some of classes, in_channels, width, image_size and returns "
+    "an nn.Module; name its stages in taps"
+)
 
 
 def show_methods(output: Output) -> None:
@@ -39,6 +43,7 @@ def show_methods(output: Output) -> None:
         for name, entry in TERMS.items()
     }
     networks = {name: entry.source for name, entry in models.MODELS.items()}
+    widths = {name: entry.width for name, entry in models.MODELS.items()}
 
     def show(console: Any) -> None:
         say = partial(console.print, highlight=False, markup=False)
@@ -48,12 +53,15 @@ def show_methods(output: Output) -> None:
             say(f"    {' '.join(term['usual'].split())}")
             for knob in term["knobs"]:
                 say(f"    {knob['name']}: {knob['type']}, default {knob['default']} - {knob['description']}")
-        say("networks (teachers and students), any width")
-        by_source = defaultdict(list)
-        for name, source in networks.items():
-            by_source[source].append(name)
-        for source, names in by_source.items():
-            say(f"  {', '.join(names)}  [{source}]")
+        for at, title in ((True, "any width"), (False, "width 1 alone")):
+            say(f"networks (teachers and students), {title}")
+            by_source = defaultdict(list)
+            for name, source in networks.items():
+                if widths[name] == at:
+                    by_source[source].append(name)
+            for source, names in by_source.items():
+                say(f"  {', '.join(names)}  [{source}]")
+        say(f"networks of your own: {OWN_NETWORK}")
         say("data sets")
         for name, text in DATASETS.items():
             say(f"  {name}: {text}")

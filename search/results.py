@@ -133,12 +133,7 @@ def open_search(runs: Path, name: str) -> SearchFolder:
 
 def load_student(config: RunConfig, data: DataSet, file: Path) -> tuple[Any, dict[str, str]]:
     """Build the student of `config` with the weights in `file`; returns it with the metadata of the file."""
-    student = models.build(
-        config.student.model,
-        width=config.student.width,
-        descriptor=config.student.descriptor_dim,
-        **loop.image_shape(data),
-    )
+    student = models.make(config.student.spec(), **loop.image_shape(data))
     return student.eval(), weights.load_into(student, file)
 
 

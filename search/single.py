@@ -18,6 +18,7 @@ from hksd.config import RunConfig, load
 from hksd.data.augment import Batches
 from hksd.errors import UserError
 from hksd.export import CONFIG_FILE as EXPORTED_CONFIG
+from hksd.objective import verify
 from hksd.outcome import EpochReport
 from hksd.provenance import provenance
 from hksd.schema import read_yaml
@@ -80,6 +81,7 @@ def train_one(output: Output, name: str, overrides: list[str], out: Path | None,
     """See `hksd train`."""
     config = load_run(name, overrides)
     data = datasets.load(config.data)
+    verify(config, **loop.image_shape(data))  # before the teacher, whose training may take long
     display = Display(output.console, 1)
 
     def on_epoch(report: EpochReport) -> None:

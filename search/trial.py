@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def folder(search: Path, number: int) -> Path:
     return search / "trials" / f"{number:03d}"
 
 
-def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_dir: str) -> None:
+def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_dir: str, home: str) -> None:
     """Train one assignment.
 
     A fault ends the trial, not the search: it is reported as the metric ``fault``, with the stack trace in the
@@ -39,6 +40,8 @@ def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_d
         data: images, from Ray's object store.
         search: folder of the search.
         cache_dir: folder of cached teachers.
+        home: working directory of the search, to which the paths of the configuration are relative and in which
+            networks of the user's own may lie; Tune has put the worker elsewhere.
     """
     logging.getLogger("hksd").setLevel(logging.ERROR)
     out = folder(Path(search), assignment["number"])
@@ -50,6 +53,8 @@ def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_d
         tune.report({"number": assignment["number"], **dataclasses.asdict(report)})
 
     try:
+        if Path(home).is_dir():  # not on a node of a cluster that shares no files
+            os.chdir(home)
         config = from_tree(json.loads(assignment["config"]))
         fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch)
     except Exception as error:  # whatever a trial meets, the search goes on

@@ -181,7 +181,8 @@ def tune_trials(ledger: Ledger, data: DataSet, folder: Path, cache_dir: Path, ep
     """Train what the ledger hands out until it hands out no more."""
     resources = {"cpu": ledger.space.search.resources.cpu, "gpu": gpus_per_trial(ledger.space)}
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, data=data, search=str(folder), cache_dir=str(cache_dir)), resources
+        tune.with_parameters(run_trial, data=data, search=str(folder), cache_dir=str(cache_dir), home=str(Path.cwd())),
+        resources,
     )
     tuner = tune.Tuner(
         trainable,

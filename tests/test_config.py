@@ -112,6 +112,14 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         tree["data"]["root"] = "somewhere"
     if tree.get("teacher") is None:
         tree["teacher"] = {"model": "resnet20"}
+    for network in (tree["teacher"], tree["student"]):
+        entry = MODELS[network["model"]]
+        network.update({} if entry.width else {"width": 1.0})
+        by_path = {"taps": list(dict.fromkeys(network.get("taps", []))), "classifier": network.get("classifier")}
+        network.update(by_path if entry.by_path else {"taps": [], "classifier": None})
+        if network.get("pretrained"):  # only of torchvision's networks, as they are
+            network["pretrained"] = entry.by_path
+            network.update({"checkpoint": None, "descriptor_dim": None, "width": 1.0} if entry.by_path else {})
     tree["terms"].setdefault("ce", {})["weight"] = draw(st.floats(0.1, 10))
     if tree["terms"].get("adversarial", {}).get("input") == "descriptor":
         tree["terms"].setdefault("squeeze", {})["weight"] = 1.0
@@ -493,6 +501,11 @@ SAME: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"terms": ALL_TERMS, "teacher": {"attention": {"mode": "random"}}},
         {"terms": ALL_TERMS, "teacher": {"attention": {"mode": "random", "epochs": 5, "lr": 1, "batch_size": 1}}},
     ),
+    (
+        "training of a published teacher",
+        {"terms": ALL_TERMS, "teacher": {"model": "resnet18", "width": 1, "pretrained": True}},
+        {"terms": ALL_TERMS, "teacher": {"model": "resnet18", "width": 1, "pretrained": True, "epochs": 7, "lr": 1}},
+    ),
     ("steps of a cosine", {"train": {}}, {"train": {"milestones": [0.1], "gamma": 0.5}}),
     (
         "Nesterov of no momentum",
@@ -543,6 +556,21 @@ OTHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("a further term", {"terms": {"ce": {}}}, {"terms": {"ce": {}, "kd": {}}}),
     ("width", {}, {"student": {"width": 0.5}}),
     ("descriptor", {}, {"student": {"descriptor_dim": 8}}),
+    (
+        "taps",
+        {"student": {"model": "resnet18", "width": 1}},
+        {"student": {"model": "resnet18", "width": 1, "taps": ["layer4"]}},
+    ),
+    (
+        "classifier",
+        {"student": {"model": "mynets:small"}},
+        {"student": {"model": "mynets:small", "classifier": "head"}},
+    ),
+    (
+        "published weights",
+        {"terms": {"kd": {}}, "teacher": {"model": "resnet18", "width": 1}},
+        {"terms": {"kd": {}}, "teacher": {"model": "resnet18", "width": 1, "pretrained": True}},
+    ),
     ("split", {}, {"data": {"seed": 1}}),
     ("crop", {}, {"data": {"crop": 0}}),
     ("the teacher that is asked", {"terms": {"kd": {}}}, {"terms": {"kd": {}}, "teacher": {"epochs": 3}}),

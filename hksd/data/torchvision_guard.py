@@ -1,4 +1,4 @@
-"""Import torchvision's data sets even where its compiled part cannot load.
+"""Import torchvision's data sets and models even where its compiled part cannot load.
 
 A CPU build of torch beside the CUDA wheel of torchvision is what pip installs on many machines without a GPU. There
 torchvision's ``_C`` library misses the CUDA runtime, torchvision goes on without it, and then stops at its own Python
@@ -21,7 +21,17 @@ _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def import_datasets() -> ModuleType:
-    """Return ``torchvision.datasets``.
+    """Return ``torchvision.datasets``; raises as `_import` does."""
+    return _import("torchvision.datasets")
+
+
+def import_models() -> ModuleType:
+    """Return ``torchvision.models``; raises as `_import` does."""
+    return _import("torchvision.models")
+
+
+def _import(module: str) -> ModuleType:
+    """Import a module of torchvision.
 
     Raises:
         ImportError: torchvision is not installed.
@@ -29,7 +39,7 @@ def import_datasets() -> ModuleType:
     """
     before = set(sys.modules)
     try:
-        return importlib.import_module("torchvision.datasets")
+        return importlib.import_module(module)
     except RuntimeError as error:
         # Trying is the only sure test: the names of torchvision's libraries differ between releases and systems.
         if "operator torchvision::" not in str(error):
@@ -39,7 +49,7 @@ def import_datasets() -> ModuleType:
         if name.partition(".")[0] == "torchvision":
             del sys.modules[name]
     declare_missing_operators()
-    return importlib.import_module("torchvision.datasets")
+    return importlib.import_module(module)
 
 
 @functools.cache

@@ -1,18 +1,32 @@
-"""CIFAR ResNets with 6n+2 layers (He et al. 2016, arXiv 1512.03385, section 4.2), width multiplier and taps.
+"""CIFAR ResNets: basic and bottleneck blocks, width multiplier, taps after the last ReLU of each block.
 
-Three stages of n basic blocks with 16, 32 and 64 channels. Where a stage changes size, the shortcut is a 1x1
-convolution with batch normalisation, as in the networks of the usual CIFAR-100 distillation tables.
+- resnetN, N = 6n+2: three stages of n basic blocks with 16, 32, 64 channels (He et al. 2016, arXiv 1512.03385,
+  section 4.2). Where a stage changes size, the shortcut is a 1x1 convolution with batch normalisation.
+- resnetNx4: the same with a stem of 32 and stages of 64, 128, 256 channels.
+- cifar_resnet50: bottlenecks 3, 4, 6, 3 with 256, 512, 1024, 2048 channels behind a 3x3 stem.
+- resnet164: 18 bottlenecks per stage with 64, 128, 256 channels. KSANC's figure shows a teacher with maps of that shape
+  (CONFIRMED-SHOT); that it is this network, and its form (activation after the sum, projections as above), is
+  RECONSTRUCTED.
+
+Sizes of the first three are those of the usual CIFAR-100 distillation tables (CONFIRMED: RepDistiller).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hksd.models.taps import Out, TappedNet, TapShapes
+from hksd.models.staged import LARGE_IMAGE, StagedNet, scaled, stem_stride
 
 BASE_CHANNELS = (16, 32, 64)
-LARGE_IMAGE = 64  # pixels; from here on the stem halves the image, so that the first stage sees at most ~32 rows
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class BasicBlock(nn.Module):
@@ -24,9 +38,7 @@ class BasicBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, F_in, H, W)."""
@@ -34,60 +46,69 @@ class BasicBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-class CifarResNet(TappedNet):
-    """A 6n+2-layer ResNet.
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 convolution, a quarter of the channels inside; shapes as in `BasicBlock`."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        inner = max(1, outputs // 4)
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(outputs)
+        self.shortcut = _shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, F_in, H, W)."""
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm2(self.conv2(y)))
+        return F.relu(self.norm3(self.conv3(y)) + self.shortcut(x))
+
+
+class CifarResNet(StagedNet):
+    """A ResNet for small images.
 
     Args:
-        blocks: n, basic blocks per stage, at least 1.
-        in_channels: channels of the images (1 or 3).
+        blocks: blocks per stage: one number for all of them, or one for each.
+        in_channels: channels of the images.
         classes: number of classes C.
-        width: multiplier on 16, 32, 64 channels (rounded, at least 1 channel each).
-        descriptor: size of the global descriptor; None reads the pooled last stage. A size adds a bias-free linear
-            layer between pooling and classifier (equal to the paper's 1x1 convolution before pooling) and is part
-            of the deployed network.
+        width: multiplier on all channels (rounded, at least 1 each).
+        descriptor: size of the global descriptor (see `StagedNet`).
         image_size: height and width of the images in pixels.
+        kind: the block.
+        stem: channels of the first convolution at width 1.
+        channels: output channels of the stages at width 1; every stage but the first halves the maps.
     """
 
     def __init__(
         self,
-        blocks: int,
+        blocks: int | Sequence[int],
         in_channels: int,
         classes: int,
         width: float = 1.0,
         descriptor: int | None = None,
         image_size: int = 32,
+        *,
+        kind: Callable[[int, int, int], nn.Module] = BasicBlock,
+        stem: int = BASE_CHANNELS[0],
+        channels: Sequence[int] = BASE_CHANNELS,
     ):
-        super().__init__()
-        channels = [max(1, round(base * width)) for base in BASE_CHANNELS]
-        stem_stride = 2 if image_size >= LARGE_IMAGE else 1
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, channels[0], 3, stem_stride, 1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU()
+        counts = [blocks] * len(channels) if isinstance(blocks, int) else blocks
+        outputs = [[scaled(base, width)] * count for base, count in zip(channels, counts, strict=True)]
+        inputs = scaled(stem, width)
+        first = nn.Sequential(
+            nn.Conv2d(in_channels, inputs, 3, stem_stride(image_size), 1, bias=False), nn.BatchNorm2d(inputs), nn.ReLU()
         )
-        self.stages = nn.ModuleList()
-        inputs = channels[0]
-        for stage, outputs in enumerate(channels):
-            strides = [1 if stage == 0 else 2] + [1] * (blocks - 1)
-            layers = [BasicBlock(inputs if i == 0 else outputs, outputs, stride) for i, stride in enumerate(strides)]
-            self.stages.append(nn.ModuleList(layers))
-            inputs = outputs
-        self.descriptor: nn.Module = nn.Linear(inputs, descriptor, bias=False) if descriptor else nn.Identity()
-        self.classifier = nn.Linear(descriptor or inputs, classes)
-        self.shapes = TapShapes(
-            classes, descriptor or inputs, tuple(channels), tuple((outputs,) * blocks for outputs in channels)
-        )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        stages: list[list[nn.Module]] = []
+        for stage, sizes in enumerate(outputs):
+            made: list[nn.Module] = []
+            for i, size in enumerate(sizes):
+                made.append(kind(inputs, size, 2 if stage and i == 0 else 1))
+                inputs = size
+            stages.append(made)
+        super().__init__(first, stages, outputs, inputs, classes, descriptor)
 
-    def taps(self, images: Tensor) -> Out:
-        """images: (N, in_channels, H, W); every tap is taken after its block's last ReLU."""
-        x = self.stem(images)
-        blocks: list[list[Tensor]] = []
-        for stage in self.stages:
-            maps: list[Tensor] = []
-            for block in stage:  # type: ignore[attr-defined]
-                x = block(x)
-                maps.append(x)
-            blocks.append(maps)
-        embedding = self.descriptor(x.mean((2, 3)))
-        return Out(self.classifier(embedding), embedding, [maps[-1] for maps in blocks], blocks)
+
+__all__ = ["LARGE_IMAGE", "BasicBlock", "Bottleneck", "CifarResNet"]

@@ -50,9 +50,22 @@ class Out:
 
 
 class TappedNet(nn.Module, ABC):
-    """A classifier whose intermediate outputs can be read."""
+    """A classifier whose intermediate outputs can be read.
+
+    Attributes:
+        shapes: of its taps.
+        classifier: the layer that makes logits from the embedding.
+        classifier_path: where it is inside `bare`.
+    """
 
     shapes: TapShapes
+    classifier: nn.Module
+    classifier_path: str = "classifier"
+
+    @property
+    def bare(self) -> nn.Module:
+        """The network without what hksd puts around it: the names of its weights are those of weight files."""
+        return self
 
     @abstractmethod
     def taps(self, images: Tensor) -> Out:

@@ -1,0 +1,158 @@
+"""Networks of one's own: ``package.module:factory``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from hksd.errors import nearest
+from hksd.models.taps import TappedNet
+from hksd.models.wrapped import NetworkError, WrappedNet
+
+FORM = "package.module:factory"
+_WELL_FORMED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+KNOWN = ("classes", "num_classes", "in_channels", "width", "image_size")
+
+
+def is_user(name: str) -> bool:
+    """Whether a network's name means a factory of the user's."""
+    return ":" in name
+
+
+def check_form(name: str) -> str:
+    """Return `name` if it is written as ``package.module:factory``; nothing is imported.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not _WELL_FORMED.fullmatch(name):
+        raise ValueError(f"a network of your own is written {FORM} (got '{name}'), for example mynets:small")
+    return name
+
+
+def find_factory(name: str) -> Callable[..., Any]:
+    """Import ``package.module`` and return its ``factory``; the working directory can be imported from.
+
+    Raises:
+        NetworkError: no such module, a module that cannot be imported, no such factory.
+    """
+    path, _, attribute = name.partition(":")
+    module = _import(path)
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise NetworkError("model", f"{path} has no factory '{attribute}'{nearest(attribute, known)}")
+    return factory  # type: ignore[no-any-return]
+
+
+def _import(path: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # at the end: a file of the user's must not hide a module of Python's
+    try:
+        importlib.invalidate_caches()
+        with torch.device("cpu"):  # constants of the module must not land on the meta device of a first look
+            return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if path != missing and not path.startswith(missing + "."):
+            raise NetworkError("model", f"{path} cannot be imported: {error}") from error
+        parent = missing.rpartition(".")[0]
+        places = list(getattr(sys.modules.get(parent), "__path__", [])) if parent else [here]
+        known = [f"{parent}.{found.name}" if parent else found.name for found in pkgutil.iter_modules(places)]
+        raise NetworkError(
+            "model",
+            f"there is no module '{missing}'{nearest(missing, known)} "
+            f"(it must be installed, or lie in the working directory {here})",
+        ) from error
+    except Exception as error:  # an import runs the user's code
+        raise NetworkError("model", f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def source_hash(name: str) -> str | None:
+    """Hash of the file that defines a factory, so that edited code is another network; None where there is no file."""
+    file = inspect.getsourcefile(sys.modules[find_factory(name).__module__])
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+
+
+def build(
+    name: str,
+    *,
+    in_channels: int,
+    classes: int,
+    width: float = 1.0,
+    descriptor: int | None = None,
+    image_size: int = 32,
+    taps: Sequence[str] = (),
+    classifier: str | None = None,
+) -> TappedNet:
+    """Call a factory and wrap what it returns; see `hksd.models.build` for the arguments.
+
+    Raises:
+        NetworkError: the factory cannot be found or called, returns no network, takes no width though one is given,
+            or as for `WrappedNet`.
+    """
+    factory = find_factory(name)
+    given = {"classes": classes, "num_classes": classes, "in_channels": in_channels, "width": width}
+    network = _call(factory, name, {**given, "image_size": image_size})
+    if isinstance(network, TappedNet):
+        return _own_taps(network, name, classes, descriptor, taps, classifier)
+    if not isinstance(network, nn.Module):
+        raise NetworkError("model", f"{name} must return an nn.Module (got {type(network).__name__})")
+    return WrappedNet(
+        network,
+        [(path,) for path in taps],
+        classifier=classifier,
+        descriptor=descriptor,
+        images=(in_channels, image_size, image_size),
+        classes=classes,
+        name=name,
+    )
+
+
+def _call(factory: Callable[..., Any], name: str, given: dict[str, Any]) -> Any:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise NetworkError("model", f"{name} cannot be called: {error}") from error
+    positional_only = inspect.Parameter.POSITIONAL_ONLY
+    taken = {p.name for p in parameters if p.name in KNOWN and p.kind is not positional_only}
+    wanting = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in taken
+    ]
+    if wanting:
+        raise NetworkError(
+            "model", f"{name} needs {', '.join(wanting)}, which hksd does not give (it gives {', '.join(KNOWN)})"
+        )
+    if given["width"] != 1 and "width" not in taken:
+        raise NetworkError("width", f"{name} takes no `width`; leave the key out (got {given['width']:g})")
+    try:
+        return factory(**{key: value for key, value in given.items() if key in taken})
+    except Exception as error:  # a factory is the user's code
+        raise NetworkError("model", f"{name} failed: {type(error).__name__}: {error}") from error
+
+
+def _own_taps(
+    network: TappedNet, name: str, classes: int, descriptor: int | None, taps: Sequence[str], classifier: str | None
+) -> TappedNet:
+    """A network that was written for hksd shows its own taps."""
+    for key, value in (("taps", taps), ("classifier", classifier), ("descriptor_dim", descriptor)):
+        if value:
+            raise NetworkError(key, f"{name} is a TappedNet and decides this itself; leave the key out")
+    if network.shapes.classes != classes:
+        raise NetworkError("model", f"{name} tells {network.shapes.classes} classes apart, but the data has {classes}")
+    return network
