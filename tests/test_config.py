@@ -88,7 +88,7 @@ def _bounded(option: Any, bounds: dict[str, Any]) -> st.SearchStrategy[Any]:
     if option is int:
         return st.integers(bounds.get("ge", 1), 1000)
     if option is float:
-        return st.floats(bounds.get("gt", 0), 1e300, exclude_min=True, allow_nan=False)
+        return st.floats(bounds.get("gt", 0), bounds.get("le", 1e300), exclude_min=True, allow_nan=False)
     return values_of(option)
 
 
