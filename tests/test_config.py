@@ -280,7 +280,7 @@ def test_every_fault_of_a_file_is_told_at_once_with_line_path_allowed_values_and
         load(path)
     found = {key_path(problem.path): (problem.line, problem.message) for problem in caught.value.problems}
     expected = {
-        "data.name": (1, ["'digits', 'cifar10', 'cifar100' or 'folder'", "did you mean 'digits'"]),
+        "data.name": (1, ["'digits', 'cifar10', 'cifar100', ", "'imagenet' or 'folder'", "did you mean 'digits'"]),
         "data.valdation": (1, ["unknown key", "did you mean 'validation'"]),
         "teacher.model": (3, ["unknown model 'resnte20'", "did you mean 'resnet20'", "resnet56"]),
         "teacher.epochs": (4, ["at least 1", "got 0"]),
