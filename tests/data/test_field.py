@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import struct
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hksd.config import DataConfig
 from hksd.data.distort import LEVELS, distorted
 from hksd.data.torchvision_guard import import_datasets
 from hksd.errors import DataError
+from search.catalogue import DATASETS
 
 
 def settings(name: str, root: Path, **knobs) -> DataConfig:
@@ -366,3 +368,7 @@ def test_a_link_to_a_folder_around_it_is_named_and_other_links_are_followed(tmp_
     loop = tmp_path / "train" / "x" / "loop"
     loop.symlink_to(tmp_path / "train" / "x")
     fault(settings("folder", tmp_path), loop, "leads to a folder around it", "remove it")
+
+
+def test_the_catalogue_names_every_data_set():
+    assert list(DATASETS) == list(get_args(get_type_hints(DataConfig)["name"]))
