@@ -17,6 +17,7 @@ from hksd import budget, evaluate, loop, weights
 from hksd.checkpoint import write_atomically
 from hksd.config import RunConfig, dump_yaml
 from hksd.data import DataSet
+from hksd.data.augment import batches_of
 from hksd.errors import RunError, UserError
 from hksd.models.taps import TappedNet
 
@@ -84,15 +85,15 @@ def export(
     """
     student = student.cpu().eval()
     program = Deployed(student, data.mean, data.std).eval()
-    images = torch.from_numpy(data.validation.images[:2].copy()).permute(0, 3, 1, 2).float() / 255
+    example = torch.zeros(2, data.channels, data.image_size, data.image_size)
     batch = torch.export.Dim("batch", min=1)
     try:
-        exported = torch.export.export(program, (images.repeat(2, 1, 1, 1)[:2],), dynamic_shapes=({0: batch},))
+        exported = torch.export.export(program, (example,), dynamic_shapes=({0: batch},))
     except Exception as error:  # a network of the user's own may do what torch.export cannot capture
         raise RunError(f"torch.export cannot capture {config.student.model}: {error}") from error
     buffer = io.BytesIO()
     torch.export.save(exported, buffer)
-    facts = _parity(student, buffer.getvalue(), data)
+    facts = _parity(student, buffer.getvalue(), data, config)
     size = budget.size(config.student, **loop.image_shape(data))
     try:
         write_atomically(folder / CONFIG_FILE, dump_yaml(config).encode())
@@ -106,19 +107,22 @@ def export(
 
 
 @torch.no_grad()
-def _parity(student: TappedNet, program: bytes, data: DataSet) -> dict[str, float]:
+def _parity(student: TappedNet, program: bytes, data: DataSet, config: RunConfig) -> dict[str, float]:
     """Compare the saved program, loaded back, with the network on the validation split."""
     loaded = torch.export.load(io.BytesIO(program)).module()
-    images = torch.from_numpy(data.validation.images.copy()).permute(0, 3, 1, 2).float() / 255
     mean, std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
-    parts = torch.split(images, loop.EVALUATION_BATCH)
-    expected = torch.cat([student((part - mean) / std) for part in parts])
-    given = torch.cat([loaded(part) for part in parts])
-    difference = (given - expected).abs().max().item()
-    if not difference <= PARITY_TOLERANCE * max(1.0, expected.abs().max().item()):
+    batches = batches_of(data.validation, data, config.data, torch.device("cpu"), augment=False)
+    expected, given, labels = [], [], []
+    for pixels, part in batches.raw(loop.EVALUATION_BATCH):
+        images = pixels.float() / 255
+        expected.append(student((images - mean) / std))
+        given.append(loaded(images))
+        labels.append(part)
+    answers, wanted = torch.cat(given), torch.cat(expected)
+    difference = (answers - wanted).abs().max().item()
+    if not difference <= PARITY_TOLERANCE * max(1.0, wanted.abs().max().item()):
         raise RunError(f"the exported program differs from the network by {difference:g} in a logit")
-    labels = torch.from_numpy(data.validation.labels.copy())
-    return {"max_difference": difference, "val_accuracy": evaluate.accuracy(given, labels)}
+    return {"max_difference": difference, "val_accuracy": evaluate.accuracy(answers, torch.cat(labels))}
 
 
 def _card(
@@ -131,7 +135,7 @@ def _card(
     notes: Sequence[str],
     metadata: dict[str, str],
 ) -> str:
-    height, channels = data.train.images.shape[1], data.train.images.shape[3]
+    height, channels = data.image_size, data.channels
     table = [
         "| network | model | validation accuracy | parameters | MFLOPs (2 x MACs) |",
         "|---|---|---|---|---|",

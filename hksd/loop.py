@@ -80,8 +80,7 @@ def isolated(seed: int, threads: int, device: torch.device) -> Iterator[None]:
 
 def image_shape(data: DataSet) -> dict[str, int]:
     """The arguments that describe images and classes to `models.make` and `budget.size`."""
-    _, height, _, channels = data.train.images.shape
-    return {"in_channels": channels, "classes": len(data.classes), "image_size": height}
+    return {"in_channels": data.channels, "classes": len(data.classes), "image_size": data.image_size}
 
 
 def run(

@@ -115,7 +115,7 @@ def prepare(
             "format": FORMAT,
             "teacher": canonical(settings) | {"attention": None},
             "data": data.fingerprint,
-            "views": [config.data.crop, config.data.flip, config.data.seed],
+            "views": config.data.views(),
             "weights": _weights(settings),
             **({"code": user.source_hash(settings.model)} if user.is_user(settings.model) else {}),
         }

@@ -22,6 +22,13 @@ DATASETS = {
     "digits": "scikit-learn's handwritten digits, 1,797 images of 8x8, embedded",
     "cifar10": "A. Krizhevsky 2009; torchvision's files, Hugging Face parquet files or class folders in data.root",
     "cifar100": "A. Krizhevsky 2009; the same three layouts",
+    "tcifar10": "cifar10 with additive Gaussian artefacts on training and test images (arXiv 1911.05329)",
+    "tcifar100": "cifar100, likewise",
+    "svhn": "cropped house numbers, Netzer et al. 2011 (without the part extra); the same three layouts",
+    "stl10": "Coates et al. 2011, labelled images of 96x96; the same three layouts",
+    "fashion_mnist": "Xiao et al. 2017, 28x28 gray (arXiv 1708.07747); the same three layouts",
+    "tiny_imagenet": "200 classes of ImageNet at 64x64, as the archive unpacks (train, val); streamed",
+    "imagenet": "Russakovsky et al. 2015, 1,000 classes: data.root/train/<class>/*.JPEG and val/<class>/; streamed",
     "folder": "your images: data.root/train/<class>/*.png and test/<class>/, or parquet files",
 }
 OWN_NETWORK = (

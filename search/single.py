@@ -15,7 +15,7 @@ from hksd import evaluate as scoring
 from hksd import teacher as teachers
 from hksd import train as training
 from hksd.config import RunConfig, load
-from hksd.data.augment import Batches
+from hksd.data.augment import batches_of
 from hksd.errors import UserError
 from hksd.export import CONFIG_FILE as EXPORTED_CONFIG
 from hksd.objective import verify
@@ -137,8 +137,7 @@ def evaluate_one(output: Output, target: str, split: str, overrides: list[str]) 
     if split == "test":
         chosen = datasets.load_test(config.data)
         _record_opening(folder)
-    device = loop.resolve_device("cpu")
-    batches = Batches(chosen, data, crop=0, flip=False, seed=0, device=device)
+    batches = batches_of(chosen, data, config.data, loop.resolve_device("cpu"), augment=False)
     scores = scoring.score(*scoring.predict(student, batches.plain(loop.EVALUATION_BATCH)))
     per_class = [None if math.isnan(value) else value for value in scores.per_class]  # JSON knows no NaN
     facts = {"split": split, **dataclasses.asdict(scores), "per_class": per_class, "classes": data.classes}

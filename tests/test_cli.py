@@ -210,7 +210,7 @@ def test_methods_as_json_name_terms_models_and_data_sets() -> None:
     found = hksd("methods", "--json").json()
     assert {"ce", "kd", "logits", "squeeze", "adversarial"} <= found["terms"].keys()
     assert "resnet8" in found["models"]
-    assert set(found["datasets"]) == {"digits", "cifar10", "cifar100", "folder"}
+    assert {"digits", "cifar10", "cifar100", "imagenet", "folder"} <= found["datasets"].keys()
     said = hksd("methods")
     assert (said.code, said.err) == (0, "")
     for name in (*found["terms"], *found["models"], *found["datasets"]):

@@ -88,9 +88,8 @@ def _bounded(option: Any, bounds: dict[str, Any]) -> st.SearchStrategy[Any]:
     if option is int:
         return st.integers(bounds.get("ge", 1), 1000)
     if option is float:
-        return st.floats(
-            bounds.get("gt", 0), bounds.get("lt", 1e300), exclude_min=True, exclude_max=True, allow_nan=False
-        )
+        high = bounds.get("lt", bounds.get("le", 1e300))
+        return st.floats(bounds.get("gt", 0), high, exclude_min=True, exclude_max="lt" in bounds, allow_nan=False)
     return values_of(option)
 
 
@@ -294,7 +293,7 @@ def test_every_fault_of_a_file_is_told_at_once_with_line_path_allowed_values_and
         load(path)
     found = {key_path(problem.path): (problem.line, problem.message) for problem in caught.value.problems}
     expected = {
-        "data.name": (1, ["'digits', 'cifar10', 'cifar100' or 'folder'", "did you mean 'digits'"]),
+        "data.name": (1, ["'digits', 'cifar10', 'cifar100', ", "'imagenet' or 'folder'", "did you mean 'digits'"]),
         "data.valdation": (1, ["unknown key", "did you mean 'validation'"]),
         "teacher.model": (3, ["unknown model 'resnte20'", "did you mean 'resnet20'", "resnet56"]),
         "teacher.epochs": (4, ["at least 1", "got 0"]),

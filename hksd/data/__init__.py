@@ -1,17 +1,21 @@
-"""Images in memory: data sets by name, splits by seed, and the test split behind a door of its own."""
+"""Images: data sets by name, in memory or streamed, splits by seed, and the test split behind a door of its own."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hksd.data.raw import RawSet, decode, form_of
-from hksd.data.sources import find_source
-from hksd.data.splits import Rows, balanced_subset, stratified_split
+from hksd.data.crops import centre
+from hksd.data.distort import distorted
+from hksd.data.raw import Form, RawSet, decode, form_of, whole
+from hksd.data.sources import DISTORTED, IMAGENETS, find_source
+from hksd.data.splits import Rows, balanced_subset, sample, stratified_split
+from hksd.data.stream import Cut, StreamSplit, frames
 from hksd.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,9 +23,15 @@ if TYPE_CHECKING:
     from hksd.config import DataConfig
 
 
+# Of ImageNet's training images, as everybody uses them (CONFIRMED: torchvision, transforms/_presets.py).
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SAMPLE = 2000  # images that tell mean, std and channels of a streamed data set
+SAMPLE_BATCH = 64
+
+
 @dataclass(frozen=True)
 class Split:
-    """Part of a data set.
+    """Part of a data set, in memory.
 
     Attributes:
         images: (N, H, W, channels), uint8.
@@ -36,6 +46,19 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_size(self) -> int:
+        """Height of the images in pixels (those of a data set are square)."""
+        return int(self.images.shape[1])
+
+    @property
+    def channels(self) -> int:
+        """1 (gray) or 3 (RGB)."""
+        return int(self.images.shape[3])
+
+
+AnySplit = Split | StreamSplit
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -46,18 +69,30 @@ class DataSet:
         classes: class names.
         train: images to learn from.
         validation: images to select by.
-        mean: per channel, of the training split, on the 0..1 scale.
+        mean: per channel, of the training split, on the 0..1 scale. Streamed images: of at most `SAMPLE` of them, drawn
+            by the data's seed. ImageNet: the published constants.
         std: per channel, likewise.
-        fingerprint: hash of pixels, labels and split (16 hexadecimal digits).
+        fingerprint: hash of pixels, labels and split (16 hexadecimal digits). Streamed images: of their names below
+            the training folder and the sizes of their files, in place of the pixels, which are not read for it.
     """
 
     name: str
     classes: tuple[str, ...]
-    train: Split
-    validation: Split
+    train: AnySplit
+    validation: AnySplit
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images in pixels."""
+        return self.train.image_size
+
+    @property
+    def channels(self) -> int:
+        """1 (gray) or 3 (RGB)."""
+        return self.train.channels
 
 
 def load(config: DataConfig) -> DataSet:
@@ -65,22 +100,22 @@ def load(config: DataConfig) -> DataSet:
 
     Returns:
         Images (N, S, S, 1) when all are grayscale, else (N, S, S, 3); S is ``image_size``, or their common size.
+        With ``streaming`` the images stay in their files.
 
     Raises:
         DataError: the files are missing, damaged or do not fit the configuration.
     """
     raw = find_source(config).train()
     rows = _kept(raw, config)
-    form = form_of(raw, rows, config.image_size)
     train_rows, held_out = stratified_split(raw.labels[rows], config.validation, config.seed)
-    train, validation = (
-        Split(decode(raw, part, form), raw.labels[part], raw.index[part]) for part in (rows[train_rows], rows[held_out])
-    )
-    mean, std = _mean_std(train.images)
+    form = _form(raw, rows, config)
+    train, validation = (_split(raw, part, form, config) for part in (rows[train_rows], rows[held_out]))
+    published = config.name == "imagenet" and form.channels == 3
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if published else _mean_std(_pixels(train, config))
     return DataSet(config.name, raw.classes, train, validation, mean, std, _fingerprint(raw.classes, train, validation))
 
 
-def load_test(config: DataConfig) -> Split:
+def load_test(config: DataConfig) -> AnySplit:
     """Read the test set, whole (``limit`` is for training images). Only a final evaluation may ask for it.
 
     Images have the form that `load` gives: a coloured test image becomes gray where all training images are gray.
@@ -90,9 +125,63 @@ def load_test(config: DataConfig) -> Split:
     """
     source = find_source(config)
     train = source.train()
-    form = form_of(train, _kept(train, config), config.image_size)
+    form = _form(train, _kept(train, config), config)
     raw = source.test(train.classes)
-    return Split(decode(raw, np.arange(len(raw.labels)), form), raw.labels, raw.index)
+    return _split(raw, np.arange(len(raw.labels)), form, config, test=True)
+
+
+def evaluation_cut(split: StreamSplit) -> Cut:
+    """What evaluation takes of a streamed image: the centre, or all of it."""
+    if split.centre:
+        return lambda name, picture, row: centre(name, picture, split.form)
+    return lambda name, picture, row: whole(name, picture, split.form)
+
+
+def _form(raw: RawSet, rows: Rows, config: DataConfig) -> Form:
+    """Common form of the images; streamed ones tell it by a sample, the ImageNets by their name."""
+    if config.crop_scale and not config.streaming:
+        raise DataError(
+            f"{raw.where}: data.crop_scale is {config.crop_scale:g}, but images in memory are padded and cropped; "
+            "set data.streaming: true, or data.crop_scale: 0"
+        )
+    if not config.streaming:
+        return form_of(raw, rows, config.image_size)
+    if raw.files is None:
+        raise DataError(
+            f"{raw.where}: data.streaming reads images in class folders (train/CLASS/), and these are in other files; "
+            "set data.streaming: false (the images then have to fit into memory), or unpack them"
+        )
+    if config.crop_scale and config.image_size is None:
+        raise DataError(
+            f"{raw.where}: data.crop_scale needs to know the size that parts of images are brought to; "
+            "set data.image_size, for example 224"
+        )
+    if config.name in IMAGENETS:
+        assert config.image_size is not None, "DataConfig gives the ImageNets a size"
+        return Form(config.image_size, 3, True, raw.where)
+    return form_of(raw, rows[sample(len(rows), SAMPLE, config.seed)], config.image_size)
+
+
+def _split(raw: RawSet, rows: Rows, form: Form, config: DataConfig, *, test: bool = False) -> AnySplit:
+    if config.streaming:
+        if raw.files is None:
+            raise DataError(f"{raw.where}: data.streaming reads class folders; set data.streaming: false")
+        files = raw.files.select(rows)
+        return StreamSplit(files, raw.labels[rows], raw.index[rows], form, centre=bool(config.crop_scale))
+    images, index = decode(raw, rows, form), raw.index[rows]
+    if config.name in DISTORTED:
+        images = distorted(images, index, config.noise, config.seed, test=test)
+    return Split(images, raw.labels[rows], index)
+
+
+def _pixels(split: AnySplit, config: DataConfig) -> Iterable[NDArray[np.uint8]]:
+    """Images that tell mean and std, in parts (n, S, S, channels)."""
+    if isinstance(split, StreamSplit):
+        rows = sample(len(split), SAMPLE, config.seed)
+        parts = (rows[at : at + SAMPLE_BATCH] for at in range(0, len(rows), SAMPLE_BATCH))
+        return frames(split, parts, evaluation_cut(split), config.threads)
+    # In parts, because numpy counts in int64: eight times the memory of the images it is given.
+    return (split.images[at : at + 1024] for at in range(0, len(split), 1024))
 
 
 def _kept(raw: RawSet, config: DataConfig) -> Rows:
@@ -120,15 +209,14 @@ def _kept(raw: RawSet, config: DataConfig) -> Rows:
     return rows
 
 
-def _mean_std(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of (N, H, W, channels) on the 0..1 scale, exact, from histograms."""
-    channels = images.shape[-1]
-    counts = np.zeros((channels, 256), np.int64)
-    # In parts, because numpy counts in int64: eight times the memory of the images it is given.
-    for start in range(0, len(images), 1024):
-        part = images[start : start + 1024]
-        for channel in range(channels):
-            counts[channel] += np.bincount(part[..., channel].ravel(), minlength=256)
+def _mean_std(parts: Iterable[NDArray[np.uint8]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of (n, H, W, channels) on the 0..1 scale, exact, from histograms."""
+    counts: NDArray[np.int64] | int = 0
+    for part in parts:
+        counts = counts + np.stack(
+            [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(part, -1, 0)]
+        )
+    assert not isinstance(counts, int), "a training split has images"
     share, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
     mean = share @ values
     variance = (share * (values - mean[:, None]) ** 2).sum(1)
@@ -136,14 +224,20 @@ def _mean_std(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float
     return tuple(mean.tolist()), tuple(np.maximum(np.sqrt(variance), 1e-6).tolist())
 
 
-def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
+def _fingerprint(classes: tuple[str, ...], *splits: AnySplit) -> str:
     digest = hashlib.sha256("\0".join(classes).encode())
     for split in splits:
-        for array in (split.images, split.labels, split.index):
+        pixels: tuple[NDArray[np.uint8] | NDArray[np.int64], ...]
+        if isinstance(split, StreamSplit):
+            digest.update(f"streamed {split.form.size} {split.form.channels} {split.centre}".encode())
+            pixels = (split.files.text, split.files.ends, split.files.sizes)
+        else:
+            pixels = (split.images,)
+        for array in (*pixels, split.labels, split.index):
             # Shape and type keep different arrays of equal bytes apart.
             digest.update(f"{array.shape}{array.dtype.name}".encode())
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
 
-__all__ = ["DataSet", "Split", "load", "load_test"]
+__all__ = ["AnySplit", "DataSet", "Split", "StreamSplit", "evaluation_cut", "load", "load_test"]

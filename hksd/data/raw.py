@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,10 +23,14 @@ from hksd.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from hksd.data.stream import Files
+
 Pictures = Iterator[tuple[str, "Image"]]
 GRAY_MODES = frozenset({"1", "L"})
 # Named, because PIL otherwise asks one decoder after the other: slower, and more code that a hostile file can reach.
 FORMATS = ("WEBP", "PNG", "JPEG", "BMP")
+# A set without a test part of its own is tested on what it calls validation; our validation is drawn from its train.
+TEST_NAMES = ("test", "val", "valid", "validation")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class RawSet:
         labels: (N,), int64, 0 to C-1.
         index: (N,), int64, position of each row in the source's own order.
         pictures: opens the pictures of ascending rows lazily, each with its name for messages.
+        files: where every row is a file of its own, these files (what can be streamed); else None.
     """
 
     where: str
@@ -45,6 +51,7 @@ class RawSet:
     labels: Rows
     index: Rows
     pictures: Callable[[Rows], Pictures]
+    files: Files | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,23 @@ def decode(raw: RawSet, rows: Rows, form: Form) -> NDArray[np.uint8]:
     """
     images = np.empty((len(rows), form.size, form.size, form.channels), np.uint8)
     for position, (name, picture) in enumerate(raw.pictures(rows)):
-        images[position] = _pixels(name, picture, form).reshape(form.size, form.size, form.channels)
+        images[position] = whole(name, picture, form)
     return images
+
+
+def open_file(file: str) -> Image:
+    """Open a file that holds one picture (its header; pixels are decoded later).
+
+    Raises:
+        DataError: it cannot be read, or is no picture of the `FORMATS`.
+    """
+    try:
+        data = Path(file).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror}); check that it is still there, and its permissions"
+        ) from error
+    return open_picture(file, data)
 
 
 def open_picture(name: str, data: bytes) -> Image:
@@ -131,23 +153,47 @@ def array_pictures(where: str, images: NDArray[np.uint8]) -> Callable[[Rows], Pi
     return pictures
 
 
-def _pixels(name: str, picture: Image, form: Form) -> NDArray[np.uint8]:
+def whole(name: str, picture: Image, form: Form) -> NDArray[np.uint8]:
+    """The whole picture as (size, size, channels), resized where `form` allows it.
+
+    Raises:
+        DataError: as for `decode`.
+    """
     from PIL.Image import Resampling
 
-    if picture.mode.startswith(("I", "F")):
-        # PIL would clip such pixels to 255 without a word.
-        raise DataError(f"{name}: pixels of more than 8 bits (mode {picture.mode}); convert the image to 8 bits")
     wanted = (form.size, form.size)
     if picture.size != wanted and not form.resize:
         raise DataError(
             f"{name}: {picture.width} x {picture.height} pixels, but {form.reference} has {form.size} x "
             f"{form.size}; set data.image_size to resize all, for example data.image_size: {form.size}"
         )
-    with _damage_named(name):
-        picture = picture.convert("L" if form.channels == 1 else "RGB")
+    picture = converted(name, picture, form.channels)
     if picture.size != wanted:
         picture = picture.resize(wanted, Resampling.BILINEAR)
-    return np.asarray(picture)
+    return as_array(picture, form)
+
+
+def converted(name: str, picture: Image, channels: int) -> Image:
+    """Decode a picture to gray (1 channel) or RGB (3).
+
+    Raises:
+        DataError: it is damaged, or has more than 8 bits per channel.
+    """
+    if picture.mode.startswith(("I", "F")):
+        # PIL would clip such pixels to 255 without a word.
+        raise DataError(f"{name}: pixels of more than 8 bits (mode {picture.mode}); convert the image to 8 bits")
+    with _damage_named(name):
+        return picture.convert("L" if channels == 1 else "RGB")
+
+
+def as_array(picture: Image, form: Form) -> NDArray[np.uint8]:
+    """Pixels of a decoded picture of the right size: (size, size, channels)."""
+    return np.asarray(picture).reshape(form.size, form.size, form.channels)
+
+
+def some(names: Sequence[str]) -> str:
+    """Names for a message, the first ten of many."""
+    return ", ".join(names[:10]) + (f", ... {len(names)} in all" if len(names) > 10 else "")
 
 
 @contextmanager

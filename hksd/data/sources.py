@@ -1,63 +1,89 @@
-"""Find the data set that a configuration names: digits, torchvision's CIFAR files, or files of one's own."""
+"""Find the data set that a configuration names: digits, the files of its authors, or parquet files and folders."""
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hksd.data.files import EXPECTED, find_folders, find_parquet
+from hksd.data import folders, parquet
+from hksd.data.official import OFFICIAL, source_of
 from hksd.data.raw import RawSet, Source, array_pictures
 from hksd.data.splits import Rows, stratified_split
-from hksd.data.torchvision_guard import import_datasets
 from hksd.errors import DataError
 
 if TYPE_CHECKING:
     from hksd.config import DataConfig
 
-# Folder of torchvision's files and number of classes.
-CIFAR = {"cifar10": ("cifar-10-batches-py", 10), "cifar100": ("cifar-100-python", 100)}
 DIGITS_TEST_SHARE = 0.2
+# Data sets made of another one's files.
+DISTORTED = {"tcifar10": "cifar10", "tcifar100": "cifar100"}
+# Folder that the archive unpacks to, where it has one, and number of classes.
+IMAGENETS = {"imagenet": ("ILSVRC/Data/CLS-LOC", 1000), "tiny_imagenet": ("tiny-imagenet-200", 200)}
+CLASSES = {name: known.classes for name, known in OFFICIAL.items()} | {name: n for name, (_, n) in IMAGENETS.items()}
 
 
 def find_source(config: DataConfig) -> Source:
-    """Recognise the layout below ``data.root``: torchvision's files, then parquet, then class folders.
+    """Recognise the layout below ``data.root``: the files of the authors, then parquet, then class folders.
+
+    A streaming run looks for class folders before parquet: only they can be streamed.
 
     Raises:
-        DataError: root does not exist or holds nothing known, or fetching CIFAR failed.
+        DataError: root does not exist or holds nothing known, or fetching failed.
     """
     if config.name == "digits":
         return _digits(config.seed)
     assert config.root is not None, "DataConfig demands a root"
     root = Path(config.root).expanduser()
-    folder, count = CIFAR.get(config.name, (None, None))
-    if folder and root.name == folder and root.is_dir():
-        return _torchvision(root.parent, config.name, config.download)
-    if folder and (root / folder).is_dir():
-        return _torchvision(root, config.name, config.download)
-    # CIFAR-100 also has 20 coarse classes.
-    labels = ("fine_label", "label") if config.name == "cifar100" else ("label",)
-    source = find_parquet(root, labels) or find_folders(root)
-    if source is None and folder and config.download:
-        return _torchvision(root, config.name, config.download)
+    name = DISTORTED.get(config.name, config.name)
+    official = OFFICIAL.get(name)
+    if official and (place := official.place(root)):
+        return source_of(name, place, config.download)
+    source = _own(root, name, config.streaming)
+    if source is None and official and config.download:
+        return source_of(name, root, True)
     if source is None:
-        raise _nothing(root, config.name)
-    return source if count is None else _with_classes(source, config.name, count)
+        raise _nothing(root, name)
+    return _with_classes(source, name, CLASSES[name]) if name in CLASSES else source
+
+
+def _own(root: Path, name: str, streaming: bool | None) -> Source | None:
+    """Parquet files or class folders."""
+    # CIFAR-100 also has 20 coarse classes.
+    labels = ("fine_label", "label") if name == "cifar100" else ("label",)
+
+    def in_folders() -> Source | None:
+        if name not in IMAGENETS:
+            return folders.find_folders(root)
+        return folders.find_imagenet(root) or folders.find_imagenet(root / IMAGENETS[name][0])
+
+    if streaming:
+        return in_folders() or parquet.find_parquet(root, labels)
+    return parquet.find_parquet(root, labels) or in_folders()
 
 
 def _nothing(root: Path, name: str) -> DataError:
-    cure = f", or let torchvision fetch {name} with data.download: true" if name in CIFAR else ""
+    cure = f", or let torchvision fetch {name} with data.download: true" if name in OFFICIAL else ""
     if not root.exists():
         return DataError(f"{root}: data.root does not exist; correct the path{cure}")
     if not root.is_dir():
         return DataError(f"{root}: data.root is a file; give the folder that holds the data set")
-    expected = [*([f"torchvision's folder {CIFAR[name][0]}"] if name in CIFAR else []), *EXPECTED]
-    for cifar, (folder, _) in CIFAR.items():
-        if cifar != name and (root.name == folder or (root / folder).is_dir()):
-            cure = f"; these look like torchvision's files of {cifar}: set data.name: {cifar}"
+    expected = [parquet.EXPECTED, folders.EXPECTED]
+    if name in OFFICIAL:
+        expected.insert(0, _files_of(name))
+    for other, known in OFFICIAL.items():
+        if other != name and known.place(root):
+            cure = f"; these look like torchvision's files of {other}: set data.name: {other}"
+    inside = root.parent if root.name == "train" else next((path.parent for path in sorted(root.glob("*/train"))), None)
+    if inside and folders.find_folders(inside):
+        cure = f"; class folders lie in {inside / 'train'}: set data.root: {inside}"
     return DataError(f"{root}: no data set recognised in data.root; expected {', or '.join(expected)}{cure}")
+
+
+def _files_of(name: str) -> str:
+    folder = OFFICIAL[name].folder
+    return f"torchvision's folder {folder}" if folder else "torchvision's files train_32x32.mat and test_32x32.mat"
 
 
 def _with_classes(source: Source, name: str, count: int) -> Source:
@@ -92,55 +118,3 @@ def _digits(seed: int) -> Source:
         return RawSet(where, classes, labels[index], index, array_pictures(where, images[index]))
 
     return Source("scikit-learn's digits", lambda: part(0), lambda classes: part(1))
-
-
-def _torchvision(root: Path, name: str, download: bool) -> Source:
-    """CIFAR in the files of its authors, which torchvision checks and, when asked, fetches."""
-
-    def part(train: bool) -> RawSet:
-        kind = getattr(import_datasets(), name.upper())
-        where = root / kind.base_folder
-        try:
-            data = _open_cifar(kind, root, train, download)
-        except (RuntimeError, OSError, KeyError, pickle.UnpicklingError) as error:
-            if download and not where.is_dir():
-                raise DataError(
-                    f"{root}: torchvision could not fetch {name} ({error}); check the network and that the "
-                    "folder can be written, or put the files there"
-                ) from error
-            damage = _damaged(kind, where) or str(error)
-            if download:
-                cure = f"fetching it again failed ({error}); check the network, or delete the folder and run again"
-            else:
-                cure = "set data.download: true to fetch it again"
-            raise DataError(
-                f"{where}: torchvision's files of {name} are incomplete or damaged ({damage}); {cure}"
-            ) from error
-        labels = np.array(data.targets, np.int64)
-        pictures = array_pictures(str(where), data.data)
-        return RawSet(str(where), tuple(data.classes), labels, np.arange(len(labels)), pictures)
-
-    return Source(str(root), lambda: part(True), lambda classes: part(False))
-
-
-def _open_cifar(kind: Any, root: Path, train: bool, download: bool) -> Any:
-    try:
-        return kind(str(root), train=train)
-    except RuntimeError:
-        if not download:
-            raise
-    from filelock import FileLock
-
-    root.mkdir(parents=True, exist_ok=True)
-    # Trials of one machine may start together: the first fetches, the others then find the files.
-    with FileLock(root / f".{kind.base_folder}.lock"):
-        return kind(str(root), train=train, download=True)
-
-
-def _damaged(kind: Any, folder: Path) -> str:
-    """Name the files that are missing or fail their checksum."""
-    from torchvision.datasets.utils import check_integrity
-
-    meta = (kind.meta["filename"], kind.meta["md5"])
-    bad = [file for file, md5 in (*kind.train_list, *kind.test_list, meta) if not check_integrity(folder / file, md5)]
-    return f"missing or wrong: {', '.join(bad)}" if bad else ""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 
 # A stream for each function, so that which images a limit keeps says nothing about which are held out.
-_SUBSET_STREAM, _SPLIT_STREAM = 1, 2
+_SUBSET_STREAM, _SPLIT_STREAM, _SAMPLE_STREAM = 1, 2, 3
 
 
 def balanced_subset(labels: Rows, limit: int, seed: int) -> Rows:
@@ -67,6 +67,13 @@ def stratified_split(labels: Rows, share: float, seed: int) -> tuple[Rows, Rows]
     train = np.concatenate([group[count:] for group, count in zip(groups, held, strict=True)])
     held_out = np.concatenate([group[:count] for group, count in zip(groups, held, strict=True)])
     return np.sort(train), np.sort(held_out)
+
+
+def sample(count: int, limit: int, seed: int) -> Rows:
+    """Draw `limit` of `count` rows whatever their class (all where there are not more): (M,), ascending."""
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng([seed, _SAMPLE_STREAM]).permutation(count)[:limit])
 
 
 def _shuffled_classes(labels: Rows, seed: int, stream: int) -> list[Rows]:

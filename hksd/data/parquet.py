@@ -1,4 +1,4 @@
-"""Data sets of one's own files: parquet in the Hugging Face layout, and one folder per class."""
+"""Data sets in parquet files, in the layout of Hugging Face."""
 
 from __future__ import annotations
 
@@ -12,18 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from hksd.data.raw import Pictures, RawSet, Source, open_picture
+from hksd.data.raw import TEST_NAMES, Pictures, RawSet, Source, open_picture, some
 from hksd.data.splits import Rows
 from hksd.errors import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# A set without a test part of its own is tested on what it calls validation; our validation is drawn from its train.
-TEST_NAMES = ("test", "val", "valid", "validation")
 IMAGE_COLUMNS = ("img", "image")
-EXPECTED = (
-    "parquet files train-*.parquet (or train.parquet) in it or in its folder data",
-    f"class folders train/CLASS/*.{{{','.join(suffix[1:] for suffix in SUFFIXES)}}}",
-)
+EXPECTED = "parquet files train-*.parquet (or train.parquet) in it or in its folder data"
 
 
 def find_parquet(root: Path, label_columns: Sequence[str]) -> Source | None:
@@ -45,65 +39,6 @@ def find_parquet(root: Path, label_columns: Sequence[str]) -> Source | None:
         raise DataError(f"{folder}: no test split: looked for {looked}; put the test images into test.parquet")
 
     return Source(str(folder), lambda: _Parquet.of(_shards(folder, "train"), label_columns).raw(None), open_test)
-
-
-def find_folders(root: Path) -> Source | None:
-    """Recognise ``root/train/CLASS/``."""
-    if not _subfolders(root / "train"):
-        return None
-
-    def open_test(classes: tuple[str, ...]) -> RawSet:
-        for name in TEST_NAMES:
-            if (root / name).is_dir():
-                return _class_folders(root / name, classes)
-        raise DataError(
-            f"{root}: no test split: looked for the folders {', '.join(TEST_NAMES)} beside train; "
-            f"put the test images into test/CLASS/"
-        )
-
-    return Source(str(root), lambda: _class_folders(root / "train", None), open_test)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _class_folders(folder: Path, classes: tuple[str, ...] | None) -> RawSet:
-    """Open one folder per class; without `classes` (training) the folders define them."""
-    folders = _subfolders(folder)
-    names = [path.name for path in folders]
-    if not names:
-        raise DataError(f"{folder}: no class folders in it; expected {folder.name}/CLASS/*.png")
-    classes = classes or tuple(names)
-    if strange := [name for name in names if name not in classes]:
-        raise DataError(
-            f"{folder / strange[0]}: class '{strange[0]}' is not in the training set "
-            f"(classes: {_some(classes)}); remove the folder, or add training images of that class"
-        )
-    files: list[Path] = []
-    labels: list[int] = []
-    for path in folders:
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not found:
-            raise DataError(
-                f"{path}: no images in this class folder (looked for *{', *'.join(SUFFIXES)} directly in "
-                "it); add some or remove the folder"
-            )
-        files += found
-        labels += [classes.index(path.name)] * len(found)
-
-    def pictures(rows: Rows) -> Pictures:
-        for row in rows:
-            file = files[row]
-            try:
-                data = file.read_bytes()
-            except OSError as error:
-                raise DataError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
-            yield str(file), open_picture(str(file), data)
-
-    return RawSet(str(folder), classes, np.array(labels, np.int64), np.arange(len(files)), pictures)
 
 
 def _shards(folder: Path, name: str) -> tuple[Path, ...]:
@@ -191,7 +126,7 @@ class _Parquet:
             raise DataError(
                 f"{self.shards[0]}: class names differ from the training files"
                 + (f": '{strange[0]}' is not in the training set" if strange else " (other order)")
-                + f" (classes: {_some(classes)}); write both with the same class names"
+                + f" (classes: {some(classes)}); write both with the same class names"
             )
         for shard, part in zip(self.shards, labels, strict=True):
             if len(part) and part.max() >= len(classes):
@@ -286,7 +221,3 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, 
     except (KeyError, TypeError, ValueError):
         return None
     return tuple(str(name) for name in names) if isinstance(names, list) and names else None
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f", ... {len(names)} in all" if len(names) > 10 else "")

@@ -1,0 +1,151 @@
+"""Images that stay in their files: which files a split has, and a thread pool that decodes them in order.
+
+PIL gives up the interpreter lock while it reads, decodes and resizes, so threads are enough. What a pixel is depends
+on the image and its view alone, never on the number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hksd.data.raw import Form, open_file
+from hksd.data.splits import Rows
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PREFETCH = 3  # batches in preparation or ready, besides the one that was handed out
+CHUNK = 8  # images of one task; a task of one image would spend more on its queue than on a small image
+
+# (name for messages, opened picture, row of the split) -> pixels (size, size, channels)
+Cut = Callable[[str, "Image", int], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Many files below one folder.
+
+    Names are packed into two arrays: a million of them then travel between processes without a copy.
+
+    Attributes:
+        root: the folder.
+        text: (bytes of all names,), uint8, one name after the other, relative to the folder.
+        ends: (N,), int64, where each name ends in `text`.
+        sizes: (N,), int64, bytes of each file.
+    """
+
+    root: str
+    text: NDArray[np.uint8]
+    ends: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, root: str, found: Iterable[tuple[str, int]]) -> Files:
+        """Pack names (relative to `root`) and sizes."""
+        pairs = [(os.fsencode(name), size) for name, size in found]
+        ends = np.cumsum([len(name) for name, _ in pairs], dtype=np.int64)
+        text = np.frombuffer(b"".join(name for name, _ in pairs), np.uint8)
+        return cls(root, text, ends, np.array([size for _, size in pairs], np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def name(self, row: int) -> str:
+        """Name of a file relative to the folder."""
+        start = self.ends[row - 1] if row else 0
+        return os.fsdecode(self.text[start : self.ends[row]].tobytes())
+
+    def path(self, row: int) -> str:
+        """Name of a file with its folder."""
+        return os.path.join(self.root, self.name(row))  # noqa: PTH118  # a million Path objects are slow
+
+    def select(self, rows: Rows) -> Files:
+        """Only the files `rows` (M,), in that order."""
+        return Files.of(self.root, ((self.name(row), int(self.sizes[row])) for row in rows.tolist()))
+
+
+@dataclass(frozen=True)
+class StreamSplit:
+    """Part of a data set whose images are decoded when they are needed. Pickles small: names and labels, no pixels.
+
+    Attributes:
+        files: file of each image.
+        labels: (N,), int64, 0 to C-1.
+        index: (N,), int64, position of each image in the source's own training (or test) set.
+        form: size and channels of the decoded images.
+        centre: evaluated on the centre of the resized image (see `hksd.data.crops`); else on the whole image.
+    """
+
+    files: Files
+    labels: NDArray[np.int64]
+    index: NDArray[np.int64]
+    form: Form
+    centre: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images in pixels, as a network gets them."""
+        return self.form.size
+
+    @property
+    def channels(self) -> int:
+        """1 (gray) or 3 (RGB)."""
+        return self.form.channels
+
+
+def frames(
+    split: StreamSplit, pieces: Iterable[Rows], cut: Cut, threads: int
+) -> Generator[NDArray[np.uint8], None, None]:
+    """Decode batches of images with `threads` threads, at most `PREFETCH` batches ahead.
+
+    The threads end with the iterator: after its last batch, after an error, and when it is closed or dropped.
+
+    Args:
+        split: where the images are.
+        pieces: rows of each batch, (B,).
+        cut: what to take of each opened picture.
+        threads: at least 1.
+
+    Yields:
+        (B, size, size, channels), uint8, one per piece, in the order of the pieces.
+
+    Raises:
+        DataError: a file has vanished or is damaged; raised in place of the batch that wanted it.
+    """
+    shape = (split.form.size, split.form.size, split.form.channels)
+    waiting: deque[tuple[NDArray[np.uint8], list[Future[None]]]] = deque()
+    left = iter(pieces)
+    pool = ThreadPoolExecutor(threads, "hksd-images")
+
+    def fill(images: NDArray[np.uint8], rows: list[int]) -> None:
+        for position, row in enumerate(rows):
+            file = split.files.path(row)
+            images[position] = cut(file, open_file(file), row)
+
+    try:
+        while True:
+            for rows in islice(left, PREFETCH - len(waiting)):
+                images = np.empty((len(rows), *shape), np.uint8)
+                starts = range(0, len(rows), CHUNK)
+                tasks = [pool.submit(fill, images[at : at + CHUNK], rows[at : at + CHUNK].tolist()) for at in starts]
+                waiting.append((images, tasks))
+            if not waiting:
+                return
+            images, tasks = waiting.popleft()
+            for task in tasks:
+                task.result()
+            yield images
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
