@@ -1,8 +1,7 @@
 """Knowledge Representing (KR, arXiv 1911.05329): imitate an aggregate of neighbouring teacher layers, but not exactly.
 
 Words, tables and hyperparameters of the paper could be read (CONFIRMED), its equations not: every form here is
-RECONSTRUCTED in a well-posed way (docs/method.md). Two optimisers alternate: `own_step` is the paper's Eq 9, the
-student's step its Eq 10.
+RECONSTRUCTED in a well-posed way. Two optimisers alternate: `own_step` is the paper's Eq 9, the student's step Eq 10.
 
     aggregate   A_j: k neighbouring teacher maps F_i -> one, by resizing, joining and a 1x1 convolution, trained on
                 mean_i w_i mean (ID(F_i) - A_j)^2 / mean ID(F_j)^2,  w_i = 1 + lambda_ot std(F_i) / mean_i std(F_i)
