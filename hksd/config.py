@@ -17,114 +17,20 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from hksd.data.settings import DataConfig
 from hksd.errors import Problem
 from hksd.models import NetworkSpec, check_settings
 from hksd.models import check_name as check_model
 from hksd.modes.data_free import DataFreeConfig
 from hksd.modes.prune import PruneConfig
 from hksd.modes.robust import RobustConfig
-from hksd.schema import Document, Section, apply_overrides, check, read_yaml, to_yaml
+from hksd.schema import LAST_SEED, Document, Section, apply_overrides, check, read_yaml, to_yaml
 from hksd.terms import TERMS, TermConfig
 
 RANGE_HINT = "; ranges are for search spaces (`hksd search`), not for a single run"
-LAST_SEED = 2**63 - 1  # the largest that numpy, torch and Optuna all take
 MODES = frozenset({"robust", "prune", "data_free"})  # sections that are not there unless they are asked for
 ModelName = Annotated[str, AfterValidator(check_model)]
 ModulePath = Annotated[str, Field(min_length=1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(Section):
-    """Which images, and how they are split and augmented."""
-
-    name: Annotated[
-        Literal[
-            "digits",
-            "cifar10",
-            "cifar100",
-            "tcifar10",
-            "tcifar100",
-            "svhn",
-            "stl10",
-            "fashion_mnist",
-            "tiny_imagenet",
-            "imagenet",
-            "folder",
-        ],
-        Field(description="data set; folder = your own class folders or parquet files"),
-    ]
-    root: Annotated[str | None, Field(description="where the files are; not needed for digits")] = None
-    download: Annotated[
-        bool, Field(description="let torchvision fetch CIFAR, SVHN, STL-10 or Fashion-MNIST into root")
-    ] = False
-    streaming: Annotated[
-        bool | None,
-        Field(description="decode images when needed, not into memory; default on for imagenet and tiny_imagenet"),
-    ] = None
-    limit: Annotated[int | None, Field(ge=1, description="class-balanced subset of that many training images")] = None
-    image_size: Annotated[
-        int | None,
-        Field(ge=4, description="resize to that many pixels; default 224 for imagenet, 64 for tiny_imagenet"),
-    ] = None
-    validation: Annotated[float, Field(gt=0, lt=1, description="share of the training images kept for validation")] = (
-        0.1
-    )
-    seed: Annotated[
-        int, Field(ge=0, le=LAST_SEED, description="draws splits, subset and augmentation; shared by all trials")
-    ] = 0
-    crop_scale: Annotated[
-        float | None,
-        Field(
-            ge=0,
-            le=1,
-            description="least share of a streamed image that training resizes to image_size; 0 = pad and crop; "
-            "default 0.08 for imagenet and tiny_imagenet, else 0",
-        ),
-    ] = None
-    crop: Annotated[
-        int | None,
-        Field(ge=0, description="pad by that many pixels and crop; default 1 for digits, 12 for stl10, else 4"),
-    ] = None
-    flip: Annotated[
-        bool | None, Field(description="random horizontal flip; default off for digits and svhn, else on")
-    ] = None
-    noise: Annotated[
-        float,
-        Field(ge=0, description="sigma of the Gaussian artefacts of tcifar10 and tcifar100, on normalised pixels"),
-    ] = 1.0
-    threads: Annotated[int, Field(ge=1, description="threads that decode streamed images")] = 4
-
-    def __post_init__(self) -> None:
-        # The data set's own customs become explicit here, so that an exported configuration states them.
-        large = self.name in ("imagenet", "tiny_imagenet")
-        if self.streaming is None or self.name in ("digits", "tcifar10", "tcifar100"):
-            object.__setattr__(self, "streaming", large)
-        if self.image_size is None and large:
-            object.__setattr__(self, "image_size", 224 if self.name == "imagenet" else 64)
-        if self.crop_scale is None:
-            object.__setattr__(self, "crop_scale", 0.08 if large and self.streaming else 0.0)
-        if self.crop is None:
-            object.__setattr__(self, "crop", {"digits": 1, "stl10": 12}.get(self.name, 4))
-        if self.flip is None:
-            object.__setattr__(self, "flip", self.name not in ("digits", "svhn"))
-        if self.name != "digits" and self.root is None:
-            raise ValueError(f"data.root is required for {self.name}: the folder with its files")
-
-    def dead_knobs(self) -> frozenset[str]:
-        """Where the files lie does not change what they hold (the data's own hash stands in every result)."""
-        dead = {"root", "download", "threads"}
-        if not self.name.startswith("tcifar"):
-            dead.add("noise")
-        if not self.streaming:
-            dead.add("crop_scale")  # images in memory are padded and cropped
-        elif self.crop_scale:
-            dead.add("crop")
-        return frozenset(dead)
-
-    def views(self) -> list[Any]:
-        """What training sees of the images; with the fingerprint of the data, part of what names a teacher."""
-        part = f"crop_scale {self.crop_scale:g}" if self.streaming and self.crop_scale else self.crop
-        return [part, self.flip, self.seed]
 
 
 @dataclass(frozen=True, kw_only=True)

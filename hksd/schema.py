@@ -18,10 +18,11 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from hksd.errors import ConfigError, Problem, UserError, key_path, nearest
+from hksd.errors import ConfigError, Problem, UserError, nearest
 
 T = TypeVar("T")
 Path_ = tuple[str | int, ...]
+LAST_SEED = 2**63 - 1  # the largest that numpy, torch and Optuna all take
 
 
 class Section:
@@ -331,19 +332,3 @@ def _type_name(kind: Any, info: FieldInfo | None) -> str:
             if getattr(bound, key, None) is not None:
                 name += f", {sign} {getattr(bound, key):g}"
     return name
-
-
-__all__ = [
-    "Document",
-    "Knob",
-    "Section",
-    "allowed_keys",
-    "apply_overrides",
-    "build",
-    "check",
-    "describe",
-    "key_path",
-    "knobs",
-    "parse_yaml",
-    "read_yaml",
-]

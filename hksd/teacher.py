@@ -28,7 +28,6 @@ from hksd.attention import LEVELS, AttentionSpec, HierarchicalAttention, join
 from hksd.checkpoint import write_atomically
 from hksd.config import (
     AttentionTraining,
-    DataConfig,
     RunConfig,
     TeacherConfig,
     Terms,
@@ -38,6 +37,7 @@ from hksd.config import (
 )
 from hksd.data import DataSet
 from hksd.data.augment import Batches, batches_of
+from hksd.data.settings import DataConfig
 from hksd.errors import RunError, UserError
 from hksd.evaluate import accuracy, predict
 from hksd.models import user, zoo

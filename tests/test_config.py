@@ -48,7 +48,9 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     info = next((item for item in metadata if isinstance(item, FieldInfo)), None)
     bounds: dict[str, Any] = {}
     for item in [*metadata, *(info.metadata if info else ())]:
-        bounds |= {key: getattr(item, key) for key in ("gt", "ge", "lt", "le", "pattern") if hasattr(item, key)}
+        bounds |= {
+            key: getattr(item, key) for key in ("gt", "ge", "lt", "le", "pattern", "min_length") if hasattr(item, key)
+        }
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if any(isinstance(item, AfterValidator) for item in metadata):
         return st.sampled_from(list(MODELS))
@@ -59,7 +61,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
     if get_origin(kind) is tuple:
-        return st.lists(values_of(get_args(kind)[0]), max_size=4)
+        return st.lists(values_of(get_args(kind)[0]), min_size=bounds.get("min_length", 0), max_size=4)
     if kind is bool:
         return st.booleans()
     if kind is int:

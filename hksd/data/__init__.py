@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +12,11 @@ from numpy.typing import NDArray
 from hksd.data.crops import centre
 from hksd.data.distort import distorted
 from hksd.data.raw import Form, RawSet, decode, form_of, whole
+from hksd.data.settings import DataConfig
 from hksd.data.sources import DISTORTED, IMAGENETS, find_source
 from hksd.data.splits import Rows, balanced_subset, sample, stratified_split
 from hksd.data.stream import Cut, StreamSplit, frames
 from hksd.errors import DataError
-
-if TYPE_CHECKING:
-    # Only for the signatures: `hksd.config` imports torch, and this package should load without it.
-    from hksd.config import DataConfig
-
 
 # Of ImageNet's training images, as everybody uses them (CONFIRMED: torchvision, transforms/_presets.py).
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

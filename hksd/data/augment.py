@@ -22,12 +22,11 @@ from torch import Tensor
 from hksd.data import AnySplit, DataSet, Split, StreamSplit, evaluation_cut
 from hksd.data.crops import random_part
 from hksd.data.raw import whole
+from hksd.data.settings import DataConfig
 from hksd.data.stream import Cut, frames
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from hksd.config import DataConfig
 
 
 def views(seed: int, epoch: int, index: NDArray[np.int64]) -> NDArray[np.uint64]:

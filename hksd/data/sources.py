@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hksd.data import folders, parquet
 from hksd.data.official import OFFICIAL, source_of
 from hksd.data.raw import RawSet, Source, array_pictures
+from hksd.data.settings import DataConfig
 from hksd.data.splits import Rows, stratified_split
 from hksd.errors import DataError
-
-if TYPE_CHECKING:
-    from hksd.config import DataConfig
 
 DIGITS_TEST_SHARE = 0.2
 # Data sets made of another one's files.

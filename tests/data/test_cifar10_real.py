@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hksd import data
-from hksd.config import DataConfig
+from hksd.data.settings import DataConfig
 
 ROOT = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cifar10"
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

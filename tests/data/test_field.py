@@ -14,8 +14,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from hksd import data
-from hksd.config import DataConfig
 from hksd.data.distort import LEVELS, distorted
+from hksd.data.settings import DataConfig
 from hksd.data.torchvision_guard import import_datasets
 from hksd.errors import DataError
 from search.catalogue import DATASETS

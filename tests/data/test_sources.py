@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from hksd import data
-from hksd.config import DataConfig
+from hksd.data.settings import DataConfig
 from hksd.data.sources import find_source
 from hksd.data.torchvision_guard import import_datasets
 from hksd.errors import DataError

@@ -16,10 +16,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hksd import data, loop
-from hksd.config import DataConfig, config_hash, dump_yaml, from_tree
+from hksd.config import config_hash, dump_yaml, from_tree
 from hksd.data import crops, stream
 from hksd.data.augment import Batch, Batches, batches_of
 from hksd.data.raw import Form
+from hksd.data.settings import DataConfig
 from hksd.errors import DataError
 from hksd.export import export
 from hksd.train import fit
