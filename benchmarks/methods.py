@@ -22,7 +22,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import time
@@ -142,14 +141,21 @@ def memory(options: argparse.Namespace, name: str) -> float:
     torch.set_num_threads(1)
     step = stepper(options, name)
     device = loop.resolve_device(options.device)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # lets the peak begin anew
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(3):
         step()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _resident("VmHWM") - before
+
+
+def _resident(key: str) -> float:
+    """Memory of this process in MiB: VmRSS now, VmHWM at its peak (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
 def costs(options: argparse.Namespace, names: list[str]) -> dict[str, dict[str, float]]:
@@ -210,7 +216,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="cache of the teacher")
     parser.add_argument("--limit", type=int, default=5000, help="training images; 0 for all")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--teacher", default="resnet26")
