@@ -34,6 +34,7 @@ import torch
 from hksd import data as datasets
 from hksd import evaluate, loop, models, train
 from hksd import teacher as teachers
+from hksd.attention import HierarchicalAttention
 from hksd.config import RunConfig, dump, from_tree, load
 from hksd.data.augment import batches_of
 from hksd.objective import Objective
@@ -112,7 +113,7 @@ def stepper(options: argparse.Namespace, name: str) -> Callable[[], None]:
     squeeze = config.terms.get("squeeze")
     if squeeze is not None:
         spec = squeeze.attention()  # type: ignore[attr-defined]
-        attention = teachers.HierarchicalAttention(network.shapes, network.shapes.stages, spec).to(device).eval()
+        attention = HierarchicalAttention(network.shapes, network.shapes.stages, spec).to(device).eval()
     teacher = teachers.Teacher(network.to(device).eval().requires_grad_(False), attention, 0.0, (), "", False)
     objective = Objective(config.terms, student.shapes, network.shapes, config.train.epochs)
     objective.meet(Setting(torch.from_numpy(data.train.labels.copy()), network))

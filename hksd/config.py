@@ -38,15 +38,16 @@ class AttentionTraining(Section):
     """How the teacher's attention estimators are made (stage T)."""
 
     mode: Annotated[
-        Literal["task", "random"], Field(description="trained with the task loss, or left random (ablation)")
+        Literal["task", "joint", "random"],
+        Field(description="task loss on the frozen teacher; teacher and estimators together from scratch; untrained"),
     ] = "task"
     epochs: Annotated[int, Field(ge=1, description="epochs of estimator training on the frozen teacher")] = 15
     lr: Annotated[float, Field(gt=0, description="learning rate of the estimators (SGD, cosine)")] = 0.05
     batch_size: Annotated[int, Field(ge=1, description="images per step")] = 128
 
     def dead_knobs(self) -> frozenset[str]:
-        """Random estimators are not trained."""
-        return frozenset({"epochs", "lr", "batch_size"}) if self.mode == "random" else frozenset()
+        """Random estimators are not trained, joint ones with the knobs of the teacher."""
+        return frozenset() if self.mode == "task" else frozenset({"epochs", "lr", "batch_size"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,8 @@ class TeacherConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.attention.mode == "joint" and (self.checkpoint or self.pretrained):
+            raise ValueError("attention.mode joint trains the teacher here; leave checkpoint and pretrained out")
         if not self.pretrained:
             return
         check_settings(self.model, width=self.width, pretrained=True)

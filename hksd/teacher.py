@@ -1,4 +1,4 @@
-"""The teacher stage: train or load the teacher, train its attention estimators on it, freeze both.
+"""The teacher stage: train or load the teacher, train its attention estimators, freeze both.
 
 The estimators learn with the task loss (a linear head per level) on the frozen teacher; that is the "task-driven"
 part. When and how the papers train them is unknown: RECONSTRUCTED. All levels are trained in one go, so a search over
@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
-from hksd import loop, models, weights
-from hksd.attention import LEVELS, AttentionSpec, HierarchicalAttention, join
+from hksd import estimators, loop, models, weights
+from hksd.attention import HierarchicalAttention
 from hksd.checkpoint import write_atomically
 from hksd.config import (
-    AttentionTraining,
     RunConfig,
     TeacherConfig,
     Terms,
@@ -110,6 +108,9 @@ def prepare(
     report = on_progress or (lambda *_: None)
     device = loop.resolve_device(config.train.device)
     run = _training(config, settings)
+    squeeze = config.terms.active().get("squeeze")
+    spec = squeeze.attention() if isinstance(squeeze, SqueezeConfig) else None
+    joint = spec is not None and settings.attention.mode == "joint"
     key = content_hash(
         {
             "format": FORMAT,
@@ -117,12 +118,25 @@ def prepare(
             "data": data.fingerprint,
             "views": config.data.views(),
             "weights": _weights(settings),
+            **({"joint": dataclasses.asdict(spec)} if spec is not None and joint else {}),
             **({"code": user.source_hash(settings.model)} if user.is_user(settings.model) else {}),
         }
     )
     folder = cache_dir / key if cache_dir else None
+    trained_with: list[tuple[HierarchicalAttention, dict[str, Any]]] = []  # estimators, where both learn together
+
+    def make_jointly() -> TappedNet:
+        assert spec is not None
+        with loop.isolated(settings.seed, settings.threads, device):
+            network = _network(settings, data).to(device)
+            views = _batches(data, config.data, device)
+            trained_with.append(estimators.train(network, spec, settings, *views, len(data.classes), report))
+        return network
 
     def make_network() -> tuple[TappedNet, dict[str, Any]]:
+        if joint:
+            network = make_jointly()
+            return network, {"accuracy": _validate(network, data, config.data, device)}
         if settings.checkpoint is None and not settings.pretrained:
             trained = loop.run(
                 run,
@@ -148,15 +162,18 @@ def prepare(
             f"below teacher.min_accuracy {settings.min_accuracy:.2%}: "
             "train it longer, take another, or lower the demand"
         )
-    squeeze = config.terms.active().get("squeeze")
     attention, levels = None, ()
-    if isinstance(squeeze, SqueezeConfig):
-        spec, training = squeeze.attention(), settings.attention
-        name = "attention-" + content_hash([dataclasses.asdict(spec), canonical(training)])
+    if spec is not None:
+        name = "attention-" + content_hash([dataclasses.asdict(spec), canonical(settings.attention)])
 
         def make_attention() -> tuple[HierarchicalAttention, dict[str, Any]]:
+            if joint:
+                if not trained_with:  # the network was kept, its estimators were not: one training repeats both
+                    make_jointly()
+                return trained_with[0]
             with loop.isolated(settings.seed, settings.threads, device):
-                return _train_attention(network, spec, training, data, config.data, device, settings.seed, report)
+                views = _batches(data, config.data, device)
+                return estimators.train(network, spec, settings, *views, len(data.classes), report)
 
         attention, found, kept = _remembered(
             folder, name, lambda: HierarchicalAttention(network.shapes, network.shapes.stages, spec), make_attention
@@ -260,59 +277,3 @@ def _recall(folder: Path, name: str, empty: Callable[[], M]) -> tuple[M, dict[st
         log.warning("%s: cached teacher is damaged (%s) and is made again", weights_file, error)
         return None
     return module, facts
-
-
-def _train_attention(
-    network: TappedNet,
-    spec: AttentionSpec,
-    training: AttentionTraining,
-    data: DataSet,
-    config: DataConfig,
-    device: torch.device,
-    seed: int,
-    report: Progress,
-) -> tuple[HierarchicalAttention, dict[str, Any]]:
-    """Train estimators of all levels, each with a linear head, by cross-entropy on the frozen teacher."""
-    estimators = HierarchicalAttention(network.shapes, network.shapes.stages, spec).to(device)
-    batches, validation = _batches(data, config, device)
-    first = next(validation.plain(2))
-    with torch.no_grad():
-        sizes = [join(estimators(network.taps(first.images)), level).shape[1] for level in range(1, LEVELS + 1)]
-    heads = nn.ModuleList(nn.Linear(dims, len(data.classes)) for dims in sizes).to(device)
-
-    def head_logits(images: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            out = network.taps(images)
-        squeezed = estimators(out)
-        # The head reads a standardised vector, so that its speed does not hang on the scale that pooling chose.
-        vectors = [join(squeezed, level) for level in range(1, LEVELS + 1)]
-        return [head(F.layer_norm(vector, vector.shape[1:])) for head, vector in zip(heads, vectors, strict=True)]
-
-    if training.mode == "random":
-        return estimators, {"accuracy": []}
-    optimizer = torch.optim.SGD(
-        [*estimators.parameters(), *heads.parameters()], lr=training.lr, momentum=0.9, nesterov=True, weight_decay=5e-4
-    )
-    schedule = TrainConfig(epochs=training.epochs, lr=training.lr)
-    for epoch in range(training.epochs):
-        steps = batches.steps(training.batch_size)
-        for step, batch in enumerate(batches.augmented(epoch, training.batch_size, seed)):
-            for group in optimizer.param_groups:
-                group["lr"] = loop.learning_rate(schedule, (epoch + step / steps) / training.epochs)
-            logits = head_logits(batch.images)
-            loss = torch.stack([F.cross_entropy(one, batch.labels) for one in logits]).sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        report("attention", epoch + 1, training.epochs, _head_accuracy(head_logits, validation)[-1])
-    return estimators, {"accuracy": _head_accuracy(head_logits, validation)}
-
-
-@torch.no_grad()
-def _head_accuracy(head_logits: Callable[[Tensor], list[Tensor]], validation: Batches) -> list[float]:
-    """Accuracy of every level's head on the validation split."""
-    right = torch.zeros(LEVELS, dtype=torch.int64)
-    for batch in validation.plain(loop.EVALUATION_BATCH):
-        for level, logits in enumerate(head_logits(batch.images)):
-            right[level] += int((logits.argmax(1) == batch.labels).sum())
-    return [int(count) / len(validation) for count in right]
