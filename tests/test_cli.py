@@ -44,6 +44,23 @@ RUN: dict[str, Any] = {
     "terms": {"ce": {"weight": 1.0}},
     "train": {"epochs": 2, "batch_size": 64, "lr": 0.05, "device": "cpu"},
 }
+NETS = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU())
+        self.head = nn.Linear(4, classes)
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+def small(classes):
+    return Net(classes)
+
+def eleven():
+    return Net(11)
+"""
 SEARCH = {
     **RUN,
     "student": {"model": "resnet8", "width": {"choice": [0.25, 0.5]}},
@@ -109,6 +126,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with run.yaml, distil.yaml (with a term that needs a teacher), space.yaml, and two useless folders."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "empty").mkdir()
+    (folder / "mynets.py").write_text(NETS)
     (folder / "cut").mkdir()
     (folder / "cut" / "train.parquet").write_bytes(b"PAR1" + bytes(100))
     distil = {**RUN, "terms": {"ce": {}, "logits": {}}}
@@ -352,6 +370,39 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "nothing to evaluate": ("evaluate nowhere", "nowhere"),
     "an unknown split": ("evaluate {files}/run.yaml --split train", "--split train: must be val or test"),
     "a GPU that is not there": ("train {files}/run.yaml --set train.device=cuda:99", "train.device=cuda:99"),
+    "unlike numbers of stages": (
+        "train {files}/distil.yaml --set student.model=vgg8 --set terms.fsp={}",
+        "terms.fsp pairs the stages of both networks, but the student has 5 and the teacher has 3; set "
+        "terms.fsp.stages: 3",
+    ),
+    "too many stages": (
+        "train {files}/distil.yaml --set 'terms.nst={stages: 9}'",
+        "terms.nst.stages=9, but the student has 3 and the teacher has 3 stage(s)",
+    ),
+    "a teacher without stages": (
+        "train {files}/distil.yaml --set 'teacher={model: mynets:small}' --set terms.squeeze={}",
+        "terms.squeeze compares stages, but the teacher shows none; name them in teacher.taps",
+    ),
+    "taps that do not exist": (
+        "train {files}/distil.yaml --set 'teacher={model: mynets:small, taps: [bodi]}' --set terms.squeeze={}",
+        "did you mean 'body'",
+    ),
+    "a teacher of other classes": (
+        "train {files}/distil.yaml --set 'teacher={model: mynets:eleven}'",
+        "mynets:eleven tells 11 classes apart, but the data has 10",
+    ),
+    "data-free with labels": (
+        "train {files}/distil.yaml --set data_free={} --set terms.dkd={}",
+        "terms.dkd needs labels",
+    ),
+    "data-free without an index": (
+        "train {files}/distil.yaml --set data_free={} --set terms.kd={} --set terms.ce.weight=0 --set terms.crd={}",
+        "terms.crd needs index and labels",
+    ),
+    "a descriptor without squeeze": (
+        "train {files}/distil.yaml --set 'terms.adversarial={input: descriptor}' --set terms.squeeze.weight=0",
+        "give terms.squeeze a weight above 0",
+    ),
     "a missing teacher": ("train {files}/distil.yaml --set teacher.checkpoint=none.pt --runs {files}/r", "none.pt"),
 }
 
@@ -359,8 +410,9 @@ MISTAKES: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 @pytest.mark.parametrize(("line", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_what_a_user_can_mend_exits_with_2_and_says_what_without_a_stack_trace(
-    line: str, message: str, as_json: bool, files: Path, tmp_path: Path
+    line: str, message: str, as_json: bool, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(files)  # networks of a user's own
     words = [word.replace("{files}", str(files)) for word in shlex.split(line)]
     said = hksd(*words, *(["--json"] if as_json else []))
     assert said.code == 2, said

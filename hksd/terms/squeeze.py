@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hksd.attention import AttentionSpec, Compatibility, HierarchicalAttention, join
 from hksd.models.taps import Out, TapShapes
-from hksd.terms.base import CountOrAll, Term, TermConfig, require_teacher
+from hksd.terms.base import CountOrAll, Term, TermConfig, pair_stages, require_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ class SqueezeConfig(TermConfig):
 
     def build(self, student: TapShapes, teacher: TapShapes | None) -> Term:
         """See `TermConfig.build`."""
+        pair_stages("squeeze", student, teacher, 1)
         assert teacher is not None
         return Squeeze(self, student, teacher)
 
