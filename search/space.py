@@ -267,7 +267,8 @@ def parse(document: Document, name: str) -> Space:
     if "" in spaces:
         return spaces[""]
     together = {one.names.get(path, path): spread for one in spaces.values() for path, spread in one.ranges.items()}
-    return Space(name, document.source, tree, together, search, alternatives=spaces)
+    ordered = dict(sorted(together.items(), key=lambda item: list(tree).index(str(item[0][0]))))
+    return Space(name, document.source, tree, ordered, search, alternatives=spaces)
 
 
 def _faults(tree: Mapping[str, Any], search: SearchConfig | None, found: dict[Path_, Range]) -> list[Problem]:
