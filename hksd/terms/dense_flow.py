@@ -25,6 +25,8 @@ from hksd.errors import UserError
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.adversarial import Discriminator, Game, discriminator_loss, frozen, generator_loss, told_apart
 from hksd.terms.base import Stages, Term, TermConfig, pair_stages, require_teacher
+from hksd.terms.fsp import fsp_matrix
+from hksd.terms.maps import adaptor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +69,6 @@ def spans(stages: int, overlap: bool) -> list[tuple[int, int]]:
     return sorted(combinations(range(stages), 2), key=lambda span: (span[1] - span[0], span))
 
 
-def flow(first: Tensor, second: Tensor) -> Tensor:
-    """Flow from map (N, C_a, H, W) to map (N, C_b, H', W'): (N, C_a, C_b), mean over positions of the smaller grid."""
-    size = (min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3]))
-    a, b = (F.adaptive_avg_pool2d(one, size).flatten(2) for one in (first, second))
-    return torch.bmm(a, b.transpose(1, 2)) / a.shape[2]
-
-
 class FlowDiscriminators(nn.Module):
     """One discriminator per span, or linear maps of each span to one shared discriminator.
 
@@ -110,10 +105,7 @@ class DenseFlow(Term):
     def __init__(self, config: DenseFlowConfig, mine: tuple[int, ...], goals: tuple[int, ...]):
         super().__init__()
         self.config, self.count, self.spans = config, len(goals), spans(len(goals), config.overlap)
-        self.adaptors = nn.ModuleList(
-            nn.Identity() if one == goal else nn.Conv2d(one, goal, 1, bias=False)
-            for one, goal in zip(mine, goals, strict=True)
-        )
+        self.adaptors = nn.ModuleList(adaptor(one, goal) for one, goal in zip(mine, goals, strict=True))
         self.discriminators: FlowDiscriminators | None = None
         if config.adversarial_weight:
             sizes = [goals[a] * goals[b] for a, b in self.spans]
@@ -137,7 +129,7 @@ class DenseFlow(Term):
         """Flows of every span, each (N, C_a * C_b): of the student, with gradients, and of the teacher."""
         mine = [adapt(one) for adapt, one in zip(self.adaptors, student.stages[-self.count :], strict=True)]
         goal = [one.detach() for one in teacher.stages[-self.count :]]
-        ours, theirs = ([flow(maps[a], maps[b]).flatten(1) for a, b in self.spans] for maps in (mine, goal))
+        ours, theirs = ([fsp_matrix(maps[a], maps[b]).flatten(1) for a, b in self.spans] for maps in (mine, goal))
         return ours, theirs
 
     def own_step(self, student: Out, teacher: Out | None, target: Tensor) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from hksd.errors import UserError
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Stages, Term, TermConfig, pair_stages, require_teacher
+from hksd.terms.maps import same_grid
 
 SMALLEST = 1e-6  # of the first threshold
 
@@ -228,7 +229,6 @@ class KnowledgeRepresenting(Term):
                     goal = self.aggregations[number](maps)
                 else:
                     goal = weighted_mean(maps, transport_weights(maps, self.config.transport))
-            mine = adaptor(stage)
-            size = (min(mine.shape[2], goal.shape[2]), min(mine.shape[3], goal.shape[3]))
-            residuals.append(F.adaptive_avg_pool2d(mine, size) - F.adaptive_avg_pool2d(goal, size))
+            mine, goal = same_grid(adaptor(stage), goal)
+            residuals.append(mine - goal)
         return residuals

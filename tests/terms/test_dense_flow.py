@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hksd.errors import UserError
 from hksd.models.taps import Out
-from hksd.terms.dense_flow import DenseFlow, DenseFlowConfig, FlowDiscriminators, flow, spans
+from hksd.terms.dense_flow import DenseFlow, DenseFlowConfig, FlowDiscriminators, spans
+from hksd.terms.fsp import fsp_matrix
 
 Make = Callable[..., Any]
 TARGET = torch.zeros(3, dtype=torch.int64)
@@ -35,10 +36,10 @@ def test_spans_are_neighbours_and_with_overlap_all_pairs_the_short_ones_first() 
 def test_the_flow_is_the_mean_product_of_channels_over_the_smaller_grid() -> None:
     first, second = torch.zeros(1, 2, 2, 2), torch.tensor([[[[3.0]], [[5.0]]]])
     first[0, 0] = torch.tensor([[1.0, 2.0], [3.0, 6.0]])  # its mean is 3
-    assert flow(first, second).tolist() == [[[9, 15], [0, 0]]]
+    assert fsp_matrix(first, second).tolist() == [[[9, 15], [0, 0]]]
     other = torch.randn(1, 3, 2, 2)
     expected = sum(torch.outer(first[0, :, i, j], other[0, :, i, j]) for i in range(2) for j in range(2)) / 4
-    torch.testing.assert_close(flow(first, other)[0], expected)
+    torch.testing.assert_close(fsp_matrix(first, other)[0], expected)
 
 
 @pytest.mark.parametrize("name", ["same_size", "other_size"])
