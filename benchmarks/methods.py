@@ -37,6 +37,7 @@ from hksd import teacher as teachers
 from hksd.attention import HierarchicalAttention
 from hksd.config import RunConfig, dump, from_tree, load
 from hksd.data.augment import batches_of
+from hksd.modes import MODES
 from hksd.objective import Objective
 from hksd.provenance import provenance
 from hksd.terms.base import Setting
@@ -57,8 +58,9 @@ COST_STEPS, COST_ROUNDS = 4, 5
 
 def methods() -> dict[str, dict[str, Any]]:
     """Terms by name of the method."""
-    found = {file.stem: dump(load(file).terms) for file in sorted(PAPER.glob("*.yaml"))}
-    return PLAIN | found
+    runs = {file.stem: load(file) for file in sorted(PAPER.glob("*.yaml"))}
+    plain = {name: run for name, run in runs.items() if not any(getattr(run, mode) for mode in MODES)}
+    return PLAIN | {name: dump(run.terms) for name, run in plain.items()}
 
 
 def configuration(options: argparse.Namespace, terms: dict[str, Any], seed: int) -> RunConfig:

@@ -21,14 +21,11 @@ from hksd.data.settings import DataConfig
 from hksd.errors import Problem
 from hksd.models import NetworkSpec, check_settings
 from hksd.models import check_name as check_model
-from hksd.modes.data_free import DataFreeConfig
-from hksd.modes.prune import PruneConfig
-from hksd.modes.robust import RobustConfig
+from hksd.modes import MODES, DataFreeConfig, PruneConfig, RobustConfig
 from hksd.schema import LAST_SEED, Document, Section, apply_overrides, check, read_yaml, to_yaml
 from hksd.terms import TERMS, TermConfig
 
 RANGE_HINT = "; ranges are for search spaces (`hksd search`), not for a single run"
-MODES = frozenset({"robust", "prune", "data_free"})  # sections that are not there unless they are asked for
 ModelName = Annotated[str, AfterValidator(check_model)]
 ModulePath = Annotated[str, Field(min_length=1)]
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import optuna
 
 from hksd import budget, config, models, schema
-from hksd.errors import ConfigError, UserError
-from hksd.terms import TERMS
+from hksd.errors import ConfigError, UserError, unknown
+from hksd.modes import MODES, ModeEntry
+from hksd.terms import TERMS, TermEntry
 from search import alternatives
 from search import space as spaces
 
@@ -37,43 +38,68 @@ OWN_NETWORK = (
 )
 
 
-def show_methods(output: Output) -> None:
-    """See `hksd methods`."""
-    terms: dict[str, dict[str, Any]] = {
-        name: {
-            "summary": entry.summary,
-            "source": entry.source,
-            "usual": (entry.config.__doc__ or "").strip(),
-            "needs": sorted(entry.config.teacher_needs),
-            "knobs": [knob.__dict__ for knob in schema.knobs(entry.config)],
-        }
-        for name, entry in TERMS.items()
-    }
+def show_methods(output: Output, names: list[str]) -> None:
+    """See `hksd methods`.
+
+    Raises:
+        UserError: a name that is no term and no mode.
+    """
+    registries: dict[str, TermEntry | ModeEntry] = {**TERMS, **MODES}
+    described = {name: _described(entry) for name, entry in registries.items()}
+    for name in names:
+        if name not in described:
+            raise UserError(unknown("method", name, described))
+    chosen = {name: described[name] for name in names or described}
     networks = {name: entry.source for name, entry in models.MODELS.items()}
-    widths = {name: entry.width for name, entry in models.MODELS.items()}
+    if names:
+        output.give({"methods": chosen}, lambda console: _show_knobs(partial(_say, console), chosen))
+        return
 
     def show(console: Any) -> None:
-        say = partial(console.print, highlight=False, markup=False)
-        say("loss terms")
-        for name, term in terms.items():
-            say(f"  {name}: {term['summary']}  [{term['source']}]")
-            say(f"    {' '.join(term['usual'].split())}")
-            for knob in term["knobs"]:
-                say(f"    {knob['name']}: {knob['type']}, default {knob['default']} - {knob['description']}")
-        for at, title in ((True, "any width"), (False, "width 1 alone")):
-            say(f"networks (teachers and students), {title}")
-            by_source = defaultdict(list)
-            for name, source in networks.items():
-                if widths[name] == at:
-                    by_source[source].append(name)
-            for source, names in by_source.items():
-                say(f"  {', '.join(names)}  [{source}]")
-        say(f"networks of your own: {OWN_NETWORK}")
+        say = partial(_say, console)
+        for title, registry in (("terms of the loss", TERMS), ("modes of training", MODES)):
+            say(f"{title} (`hksd methods NAME` has the knobs)")
+            for name in registry:
+                say(f"  {name}: {chosen[name]['summary']}  [{chosen[name]['source']}]")
+        say("networks (teachers and students)")
+        by_source = defaultdict(list)
+        for name, source in networks.items():
+            by_source[source].append(name)
+        for source, members in by_source.items():
+            say(f"  {', '.join(members)}  [{source}]")
+        say("  package.module:factory  [your own]")
         say("data sets")
         for name, text in DATASETS.items():
             say(f"  {name}: {text}")
 
-    output.give({"terms": terms, "models": networks, "datasets": DATASETS}, show)
+    parts = {"terms": list(TERMS), "modes": list(MODES)}
+    facts = {part: {name: chosen[name] for name in members} for part, members in parts.items()}
+    output.give({**facts, "models": networks, "datasets": DATASETS}, show)
+
+
+def _say(console: Any, text: str) -> None:
+    console.print(text, highlight=False, markup=False)
+
+
+def _described(entry: TermEntry | ModeEntry) -> dict[str, Any]:
+    term = isinstance(entry, TermEntry)
+    return {
+        "summary": entry.summary,
+        "source": entry.source,
+        "usual": " ".join((entry.config.__doc__ or "").split()),
+        **({"needs": sorted(entry.config.teacher_needs)} if term else {}),  # type: ignore[attr-defined]
+        "knobs": [knob.__dict__ for knob in schema.knobs(entry.config)],
+    }
+
+
+def _show_knobs(say: Any, methods: dict[str, dict[str, Any]]) -> None:
+    for name, method in methods.items():
+        say(f"{name}: {method['summary']}  [{method['source']}]")
+        say(f"  {method['usual']}")
+        if "needs" in method:
+            say(f"  of the teacher it reads {', '.join(method['needs']) or 'nothing'}")
+        for knob in method["knobs"]:
+            say(f"  {knob['name']}: {knob['type']}, default {knob['default']} - {knob['description']}")
 
 
 def show_space(output: Output, name: str, overrides: list[str], samples: int) -> None:

@@ -133,12 +133,17 @@ def doctor(
         raise typer.Exit(FAILED)
 
 
-@app.command(epilog="Example: `hksd methods`")
-def methods(as_json: Json = False) -> None:
-    """List loss terms, networks and data sets with their source and knobs."""
+@app.command(epilog="Example: `hksd methods` or `hksd methods squeeze crd`")
+def methods(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Terms or modes to show with their knobs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List loss terms, modes, networks and data sets with their sources; with names, the knobs of these."""
     from search import catalogue
 
-    catalogue.show_methods(Output(as_json))
+    catalogue.show_methods(Output(as_json), names or [])
 
 
 @app.command(epilog="Example: `hksd space cifar10 --set data.root=data/cifar10`")

@@ -231,14 +231,27 @@ def test_methods_as_json_name_terms_models_and_data_sets() -> None:
     assert {"ce", "kd", "logits", "squeeze", "adversarial"} <= found["terms"].keys()
     assert "resnet8" in found["models"]
     assert {"digits", "cifar10", "cifar100", "imagenet", "folder"} <= found["datasets"].keys()
+    assert {"robust", "prune", "data_free"} == found["modes"].keys()
     said = hksd("methods")
     assert (said.code, said.err) == (0, "")
-    for name in (*found["terms"], *found["models"], *found["datasets"]):
+    for name in (*found["terms"], *found["modes"], *found["models"], *found["datasets"]):
         assert name in said.out
-    for term in found["terms"].values():
-        assert term["source"] in said.out
-        for knob in term["knobs"]:
+    for method in (*found["terms"].values(), *found["modes"].values()):
+        assert method["source"] in said.out
+        for knob in method["knobs"]:
             assert knob["description"], knob["name"]
+
+
+def test_methods_with_names_show_the_knobs_of_these_alone() -> None:
+    found = hksd("methods", "crd", "robust", "--json").json()["methods"]
+    assert list(found) == ["crd", "robust"]
+    assert found["crd"]["needs"] == ["embedding"]
+    said = hksd("methods", "crd", "robust")
+    assert (said.code, said.err) == (0, "")
+    for method in found.values():
+        for knob in method["knobs"]:
+            assert knob["description"] in said.out
+    assert "Hinton" not in said.out
 
 
 def test_a_space_as_json_has_ranges_samples_and_the_share_within_its_limits(files: Path) -> None:
@@ -336,7 +349,7 @@ FOLDER = "data.name=folder"
 # Name -> command line ({files} is the folder of the files) and what its message has to say.
 MISTAKES: dict[str, tuple[str, str]] = {
     "unknown space": ("search quickstrat", "did you mean 'quickstart'?"),
-    "unknown space to show": ("space nowhere", "known: cifar10"),
+    "unknown space to show": ("space nowhere", "known: arena"),
     "unknown run": ("train hksdd", "did you mean 'hksd'?"),
     "no such file": ("train nowhere/best.yaml", "nowhere/best.yaml: no such file"),
     "unknown key": ("train {files}/run.yaml --set train.lrr=1", "unknown key; did you mean 'lr'?"),
@@ -372,6 +385,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "nothing to evaluate": ("evaluate nowhere", "nowhere"),
     "an unknown split": ("evaluate {files}/run.yaml --split train", "--split train: must be val or test"),
     "a GPU that is not there": ("train {files}/run.yaml --set train.device=cuda:99", "train.device=cuda:99"),
+    "an unknown method": ("methods crdd", "did you mean 'crd'?"),
     "unlike numbers of stages": (
         "train {files}/distil.yaml --set student.model=vgg8 --set terms.fsp={}",
         "terms.fsp pairs the stages of both networks, but the student has 5 and the teacher has 3; set "
