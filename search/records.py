@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hksd import budget
 from hksd.config import RunConfig, from_tree
 from hksd.errors import UserError
+from hksd.modes import MODES
 
 STUDY_FILE, STUDY_NAME = "study.journal", "search"
 Status = Literal["complete", "pruned", "failed", "rejected", "duplicate", "running", "interrupted"]
@@ -79,11 +80,12 @@ class Record:
 
 
 def label(number: int, config: RunConfig) -> str:
-    """Short name of a trial for people: number, student, depth, terms."""
+    """Short name of a trial for people: number, student, depth, terms, modes."""
     terms = config.terms.active()
     depth = f" d{terms['squeeze'].depth}" if "squeeze" in terms else ""  # type: ignore[attr-defined]
     short = "+".join("adv" if name == "adversarial" else name for name in terms)
-    return f"{number:03d} {config.student.model} w{config.student.width:.2f}{depth} {short}"
+    modes = "".join(f" {mode}" for mode in MODES if getattr(config, mode) is not None)
+    return f"{number:03d} {config.student.model} w{config.student.width:.2f}{depth} {short}{modes}"
 
 
 def open_storage(folder: Path) -> JournalStorage:

@@ -9,6 +9,7 @@ import pytest
 
 from hksd import config
 from hksd.loop import learning_rate
+from hksd.modes import MODES
 from hksd.objective import verify
 from hksd.terms import TERMS
 from search import space as spaces
@@ -47,6 +48,12 @@ def test_every_run_of_a_paper_says_where_its_weights_come_from(file: Path) -> No
     head = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert f"`{file.stem}`" in head[0]
     assert any(label in " ".join(head) for label in ("CONFIRMED", "SECONDARY", "RECONSTRUCTED"))
+
+
+def test_every_term_and_every_mode_has_a_run() -> None:
+    runs = [config.load(file) for file in FILES]
+    assert {name for run in runs for name in run.terms.active()} == set(TERMS)
+    assert {mode for run in runs for mode in MODES if getattr(run, mode) is not None} == set(MODES)
 
 
 @pytest.mark.parametrize(("name", "term"), USUAL.items(), ids=list(USUAL))
