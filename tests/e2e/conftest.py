@@ -188,7 +188,7 @@ def write_space() -> Callable[..., Path]:
     """write_space(file, train={..}): the small space, with sections changed."""
 
     def write(file: Path, **sections: dict[str, Any]) -> Path:
-        tree = {name: {**section, **sections.get(name, {})} for name, section in SPACE.items()}
+        tree = {name: {**SPACE.get(name, {}), **sections.get(name, {})} for name in {**SPACE, **sections}}
         file.write_text(yaml.safe_dump(tree, sort_keys=False))
         return file
 
