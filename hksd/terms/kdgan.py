@@ -5,7 +5,7 @@ epochs at a time). RECONSTRUCTED: the value function, and that every player move
 
     discriminator   max  log d(x, y) + alpha log(1 - d(x, y_c)) + (1 - alpha) log(1 - d(x, y_t))
     classifier      min  alpha * game(d(x, y_c)) + beta  * mimic(z_c, z_t)
-    teacher         min  (1 - alpha) * game(d(x, y_t)) + gamma * mimic(z_t, z_c)
+    teacher         min  (1 - alpha) * game(d(x, y_t)) + gamma * mimic(z_t, z_c) + supervision * CE(z_t, y)
 
 y is the true label; y_c and y_t are drawn from the two players by the concrete relaxation
 softmax((log p + Gumbel noise) / tau). The image stands in the pair as the embedding of the frozen teacher
@@ -34,9 +34,9 @@ from hksd.terms.kd import kd_loss
 class KdganConfig(TermConfig):
     """Usual weight 1, alpha 0.5, beta 1 (SECONDARY: xiaojiew1/KDGAN).
 
-    gamma 0.01 is RECONSTRUCTED and small, because a teacher that is trained already forgets when it imitates a student
-    that is not: after 8 epochs on digits (one seed) its copy told 64 % of the training images right at gamma 1, and
-    96 % at 0.01.
+    gamma 0.01 and supervision 1 are RECONSTRUCTED: a teacher that is trained already forgets when it imitates a student
+    that is not, and its ruin takes the student along. On 4,500 images of CIFAR-10 (ResNet-26 to ResNet-8, one seed) the
+    student had 10 % after 4 epochs without supervision, its teacher 47 %; with it 39 % and 80 %.
     """
 
     alpha: Annotated[
@@ -44,6 +44,9 @@ class KdganConfig(TermConfig):
     ] = 0.5
     beta: Annotated[float, Field(ge=0, description="weight of the student's imitation of the trained teacher")] = 1.0
     gamma: Annotated[float, Field(ge=0, description="weight of the trained teacher's imitation of the student")] = 0.01
+    supervision: Annotated[
+        float, Field(ge=0, description="weight of the trained teacher's cross-entropy with the labels")
+    ] = 1.0
     mimic: Annotated[
         Literal["squared", "kl"], Field(description="imitation: squared distance of logits, or KL of softened logits")
     ] = "squared"
@@ -151,6 +154,7 @@ class Kdgan(Term):
         score = frozen(self.discriminator, torch.cat([image, drawn[1].to(image.dtype)], 1))[0]
         teacher_loss = (1 - config.alpha) * generator_loss("nonsaturating", score)
         teacher_loss = teacher_loss + config.gamma * mimic_loss(logits, mine, config.mimic, config.mimic_temperature)
+        teacher_loss = teacher_loss + config.supervision * F.cross_entropy(logits, target)
         _step(self.teacher_optimizer, teacher_loss)
         return {
             "discriminator_loss": loss.detach(),
