@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class Out:
         stages: output of every stage, each (N, F, H, W).
         blocks: output of every block, per stage, each (N, F, H, W).
         squeezed: squeezed vectors of levels 1, 2, ... (teacher only, see `hksd.attention`).
+        digests: what terms keep of the maps, by the name of the `Digest` (teacher only, where its maps are not here).
         images: (N, channels, H, W), what the network was given (student only).
         index: (N,), int64, position of each image in the training split (student only; None where images have none).
     """
@@ -45,6 +46,7 @@ class Out:
     stages: Sequence[Tensor] = ()
     blocks: Sequence[Sequence[Tensor]] = ()
     squeezed: Sequence[Tensor] = field(default=())
+    digests: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     images: Tensor | None = None
     index: Tensor | None = None
 
