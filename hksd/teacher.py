@@ -142,7 +142,6 @@ def prepare(
                 run,
                 data,
                 None,
-                None,
                 out_dir=folder / "training" if folder else None,  # an interrupted training goes on from its last epoch
                 on_epoch=lambda r: report("teacher", r.epoch, r.epochs, r.val_accuracy),
             )
