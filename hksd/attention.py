@@ -91,8 +91,8 @@ class Attend(nn.Module):
         """
         count = items.shape[2]
         if self.query is None:
-            attention = items.new_full((items.shape[0], count), 1 / count)
-            pooled = items.mean(2)
+            attention = g.new_full((items.shape[0], count), 1 / count)
+            pooled = items.mean(2, dtype=g.dtype)
             return (pooled if adapt is None else pooled @ adapt.T), attention
         query = self.query(g)
         attention = torch.softmax(self._scores(items, query, adapt) / self.spec.temperature, 1)

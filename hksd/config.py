@@ -22,6 +22,7 @@ from hksd.errors import Problem
 from hksd.models import NetworkSpec, check_settings
 from hksd.models import check_name as check_model
 from hksd.modes import MODES, DataFreeConfig, PruneConfig, RobustConfig
+from hksd.precision import PrecisionName
 from hksd.schema import LAST_SEED, Document, Section, apply_overrides, check, read_yaml, to_yaml
 from hksd.terms import TERMS, TermConfig
 
@@ -150,6 +151,10 @@ class TrainConfig(Section):
     )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")] = "auto"
     threads: Annotated[int, Field(ge=1, description="CPU threads of a run; part of its exact reproduction")] = 1
+    precision: Annotated[
+        PrecisionName,
+        Field(description="arithmetic of training: bfloat16 where the device is fast at it (auto), or one of the two"),
+    ] = "auto"
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -47,6 +47,11 @@ class Out:
     squeezed: Sequence[Tensor] = field(default=())
     images: Tensor | None = None
     index: Tensor | None = None
+
+    def widened(self) -> Out:
+        """The same with logits and embedding in single precision (or better), which losses on them need."""
+        logits, embedding = (x.float() if x.itemsize < 4 else x for x in (self.logits, self.embedding))
+        return replace(self, logits=logits, embedding=embedding)
 
 
 class TappedNet(nn.Module, ABC):
