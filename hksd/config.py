@@ -22,6 +22,7 @@ from hksd.errors import Problem
 from hksd.models import NetworkSpec, check_settings
 from hksd.models import check_name as check_model
 from hksd.modes import MODES, DataFreeConfig, PruneConfig, RobustConfig
+from hksd.precision import PrecisionName
 from hksd.schema import LAST_SEED, Document, Section, apply_overrides, check, read_yaml, to_yaml
 from hksd.terms import TERMS, TermConfig
 
@@ -94,6 +95,9 @@ class TeacherConfig(NetworkConfig):
     weight_decay: Annotated[float, Field(ge=0, description="weight decay")] = 5e-4
     seed: Annotated[int, Field(ge=0, le=LAST_SEED, description="initial weights and order of images")] = 0
     threads: Annotated[int, Field(ge=1, description="CPU threads of its training; part of its exact reproduction")] = 1
+    precision: Annotated[PrecisionName, Field(description="arithmetic of its training, as in the section train")] = (
+        "auto"
+    )
     min_accuracy: Annotated[float, Field(ge=0, le=1, description="stop when its validation accuracy is lower")] = 0.0
     attention: Annotated[AttentionTraining, Field(description="its attention estimators")] = field(
         default_factory=AttentionTraining
@@ -157,6 +161,10 @@ class TrainConfig(Section):
     views: Annotated[
         int | None, Field(ge=1, description="versions of each image, repeated in turn; default one for every epoch")
     ] = None
+    precision: Annotated[
+        PrecisionName,
+        Field(description="arithmetic of training: bfloat16 where the device is fast at it (auto), or one of the two"),
+    ] = "auto"
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:

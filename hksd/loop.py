@@ -16,7 +16,7 @@ import dataclasses
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hksd import checkpoint, evaluate, models
+from hksd import checkpoint, evaluate, memory, models, precision
 from hksd.config import RunConfig, TrainConfig, config_hash, dump_yaml
 from hksd.data import DataSet
 from hksd.data.augment import Batch, Batches, batches_of
@@ -110,7 +110,11 @@ def run(
 ) -> Result:
     """Train `config.student` under `config.terms`; see `hksd.train.fit`, which prepares the arguments."""
     device = resolve_device(config.train.device)
-    with isolated(config.seed, config.train.threads, device):
+    memory.keep_freed_memory()
+    with (
+        isolated(config.seed, config.train.threads, device),
+        precision.resolve(config.train.precision, device).matmul(),
+    ):
         loop = _Loop(config, data, teacher, device, out_dir)
         if out_dir is not None and resume:
             loop.resume()
@@ -129,7 +133,9 @@ class _Loop:
     ):
         self.config, self.data, self.teacher, self.device, self.out_dir = config, data, teacher, device, out_dir
         self.identity = {"config": config_hash(config), "data": data.fingerprint}
+        self.precision = precision.resolve(config.train.precision, device)
         self.student = models.make(config.student.spec(), **image_shape(data)).to(device)
+        memory.lay_out(self.student, torch.channels_last)
         network = teacher.model if teacher else None
         shapes = network.shapes if network else None
         self.objective = Objective(config.terms, self.student.shapes, shapes, config.train.epochs)
@@ -216,6 +222,7 @@ class _Loop:
             self.history.append(self.epoch(len(self.history)))
             self.save()
             stopped = tell(self.history[-1]) == "stop" and len(self.history) < epochs
+        memory.lay_out(self.student, torch.contiguous_format)
         return Result(
             self.student.cpu().eval(),
             tuple(self.history),
@@ -243,10 +250,12 @@ class _Loop:
             lr = learning_rate(train, progress / train.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            out, known = self.look(batch, progress)
-            for name, value in self.objective.own_steps(out, known, batch.labels, progress).items():
-                sums[name].append(value)
-            total, values = self.objective(out, known, batch.labels, progress)
+            with self.precision.autocast():
+                out, known = self.look(batch, progress)
+            with self.precision.autocast(fixed_weights=False):  # terms train their own parts here
+                for name, value in self.objective.own_steps(out, known, batch.labels, progress).items():
+                    sums[name].append(value)
+                total, values = self.objective(out, known, batch.labels, progress)
             if self.device.type == "cpu" or step % GPU_GUARD_STEPS == 0:
                 self.guard(total, values, epoch, step)
             self.optimizer.zero_grad(set_to_none=True)
@@ -299,7 +308,7 @@ class _Loop:
         """Show a batch, attacked where the run is robust, to the student and to the teacher."""
 
         def ask_student(images: Tensor) -> Out:
-            return dataclasses.replace(self.student.taps(images), images=images, index=batch.index)
+            return dataclasses.replace(self.student.taps(images).widened(), images=images, index=batch.index)
 
         robust, teacher = self.modes.robust, self.teacher
         known = teacher.known(batch) if teacher else None

@@ -9,7 +9,7 @@ from typing import Any
 from hksd import knowledge, loop, precision
 from hksd.config import RunConfig
 from hksd.data import DataSet
-from hksd.data.augment import Batches, batches_of
+from hksd.data.augment import batches_of
 from hksd.teacher import Teacher
 from search.console import Display
 

@@ -145,7 +145,7 @@ class Batches:
 
     def ordered(self, view: int, batch_size: int) -> Iterator[Tensor]:
         """Yield the images of a view once, cropped and flipped, in their own order: (B, channels, H, W), float32."""
-        pieces = list(torch.arange(len(self)).split(batch_size))
+        pieces = torch.split(torch.arange(len(self)), batch_size)
         with closing(self.pixels.augmented(pieces, views(self.seed, view, self.index))) as found:
             for images in found:
                 yield self._normalise(images)

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,10 +45,9 @@ class Field:
     def rows(self, index: Tensor) -> list[Tensor]:
         """The tensors (N, ...) of the images `index` (N,), float32."""
         picked = self.values[index.to(self.values.device)].float()
-        sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
-        return [
-            part.reshape(len(index), *shape) for part, shape in zip(picked.split(sizes, 1), self.shapes, strict=True)
-        ]
+        sizes = [math.prod(shape) for shape in self.shapes]
+        parts = torch.split(picked, sizes, 1)
+        return [part.reshape(len(index), *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
 class Unwritable(Exception):  # noqa: N818 - a state of the disk, not a fault of a run
