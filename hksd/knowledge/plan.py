@@ -12,7 +12,7 @@ from hksd import budget
 from hksd.config import RunConfig, content_hash
 from hksd.data import DataSet, StreamSplit
 from hksd.errors import UserError
-from hksd.knowledge.source import SQUEEZED, VIEW_BATCH, Live, Stored, Take, values_per_image
+from hksd.knowledge.source import EMBEDDING, LOGITS, SQUEEZED, VIEW_BATCH, Live, Stored, Take, values_per_image
 from hksd.knowledge.store import FORMAT, ViewStore
 from hksd.precision import Precision
 from hksd.teacher import Teacher
@@ -95,8 +95,8 @@ def _too_much(stored: Stored, data: DataSet) -> list[str]:
     """Why `auto` would rather have the teacher at work."""
     if isinstance(data.train, StreamSplit):
         return ["images are streamed, and would be decoded twice"]
-    digests = set(stored.fields) & {"logits", "embedding"} != set(stored.fields)
-    if not digests and len(data.train) <= FEW_IMAGES:
+    small = (LOGITS, EMBEDDING, SQUEEZED)
+    if len(data.train) <= FEW_IMAGES and all(name.split()[0] in small for name in stored.fields):
         return []
     device = next(stored.model.parameters()).device
     images = torch.zeros(2, data.channels, data.image_size, data.image_size, device=device)
@@ -111,10 +111,10 @@ def _fields(config: RunConfig, teacher: Teacher, image: Mapping[str, int]) -> di
     fields: dict[str, Take] = {}
     for term in config.terms.active().values():
         for need in sorted(term.teacher_needs - MAPS):
-            if need == "logits":
-                fields["logits"] = lambda out: [out.logits]
-            elif need == "embedding":
-                fields["embedding"] = lambda out: [out.embedding]
+            if need == LOGITS:
+                fields[LOGITS] = lambda out: [out.logits]
+            elif need == EMBEDDING:
+                fields[EMBEDDING] = lambda out: [out.embedding]
             elif teacher.attention is not None:
                 name = f"{SQUEEZED} {_weights(teacher.attention)}"
                 fields[name] = lambda out: [vector for level in out.squeezed for vector in level]

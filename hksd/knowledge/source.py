@@ -28,6 +28,7 @@ VIEW_BATCH = 256  # images per pass of the teacher over a view; part of what nam
 LARGEST_HALF = 65504.0
 POLL = 0.05  # seconds between two looks at a view that another process builds
 COST_BATCHES = 3
+LOGITS, EMBEDDING = "logits", "embedding"  # names of fields
 SQUEEZED = "squeezed"  # first word of the name of the field with squeezed vectors
 log = logging.getLogger(__name__)
 
@@ -114,8 +115,8 @@ class Stored(Live):
         nothing = batch.images.new_empty(len(batch.labels), 0)
         squeezed = next((name for name in found if name.startswith(SQUEEZED)), None)
         return Out(
-            logits=found.pop("logits", [nothing])[0],
-            embedding=found.pop("embedding", [nothing])[0],
+            logits=found.pop(LOGITS, [nothing])[0],
+            embedding=found.pop(EMBEDDING, [nothing])[0],
             squeezed=_levels(found.pop(squeezed)) if squeezed else (),
             digests=found,
         )
@@ -182,7 +183,7 @@ class Stored(Live):
         """The tensors of every field for images (N, channels, H, W)."""
         squeezed = any(name.startswith(SQUEEZED) for name in takes)
         with torch.no_grad(), self.precision.autocast():
-            out = self.teacher(images, frozenset({"squeezed"} if squeezed else ()))
+            out = self.teacher(images, frozenset({SQUEEZED} if squeezed else ()))
             return {name: take(out) for name, take in takes.items()}
 
 
