@@ -11,7 +11,7 @@ from hksd import data as datasets
 from hksd import teacher as teachers
 from hksd.checkpoint import write_atomically
 from hksd.config import RunConfig
-from hksd.data import DataSet
+from hksd.data import DataSet, store
 from hksd.errors import RunError, UserError
 from hksd.objective import verify
 from hksd.outcome import EpochReport, OnEpoch, Result
@@ -42,7 +42,7 @@ def fit(
         out_dir: folder for checkpoints and, after the last epoch, `student.safetensors` and `result.json`.
         on_epoch: called after every epoch; may return ``"stop"``.
         resume: continue from the newest whole checkpoint in `out_dir`.
-        cache_dir: folder that keeps teachers by content.
+        cache_dir: folder that keeps teachers by content; decoded images are kept beside it (see `hksd.data.store`).
 
     Raises:
         UserError: wrong paths, data or checkpoints.
@@ -50,7 +50,7 @@ def fit(
     """
     if out_dir is not None:
         _probe(out_dir)
-    data = data or datasets.load(config.data)
+    data = data or datasets.load(config.data, store.beside(cache_dir) if cache_dir else None)
     verify(config, **loop.image_shape(data))
     wanted = any(term.teacher_needs for term in config.terms.active().values())
     if wanted and teacher is None:

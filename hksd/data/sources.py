@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from hksd.data import folders, parquet
 from hksd.data.official import OFFICIAL, source_of
-from hksd.data.raw import RawSet, Source, array_pictures
+from hksd.data.raw import FileState, RawSet, Source, array_pictures, states_of
 from hksd.data.settings import DataConfig
 from hksd.data.splits import Rows, stratified_split
 from hksd.errors import DataError
@@ -95,7 +98,7 @@ def _with_classes(source: Source, name: str, count: int) -> Source:
             )
         return raw
 
-    return Source(source.where, train, source.test)
+    return dataclasses.replace(source, train=train)
 
 
 def _digits(seed: int) -> Source:
@@ -114,4 +117,10 @@ def _digits(seed: int) -> Source:
         where = "scikit-learn's digits"
         return RawSet(where, classes, labels[index], index, array_pictures(where, images[index]))
 
-    return Source("scikit-learn's digits", lambda: part(0), lambda classes: part(1))
+    def state() -> Iterator[FileState]:
+        # Found without importing scikit-learn, which takes longer than reading the digits.
+        spec = importlib.util.find_spec("sklearn")
+        for folder in (spec and spec.submodule_search_locations) or ():
+            yield from states_of([Path(folder, "datasets", "data", "digits.csv.gz")])
+
+    return Source("scikit-learn's digits", lambda: part(0), lambda classes: part(1), state)
