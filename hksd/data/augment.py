@@ -190,8 +190,9 @@ class _Held:
             images = self._crops(order[part], dy[part], dx[part], windows)
             if self.flip:
                 self._mirror(images, np.flatnonzero(flipped[part]))
+            whole_group = self._tensor(images)
             for start, end in pairwise(group):
-                yield self._tensor(images[start - group[0] : end - group[0]])
+                yield whole_group[start - group[0] : end - group[0]]
 
     def plain(self, batch_size: int) -> Generator[Tensor, None, None]:
         for start in range(0, len(self.rows), batch_size):
