@@ -256,6 +256,34 @@ def test_files_that_change_while_they_are_read_are_not_kept(
     assert not list(kept.glob("*/images"))
 
 
+@pytest.mark.parametrize(
+    ("name", "read", "passed_over"),
+    [
+        ("cifar10", ["data/train-0.parquet", "data/train-1.parquet"], ["data/test.parquet", "data/train.csv"]),
+        ("cifar10", ["cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/batches.meta"], ["other"]),
+        ("svhn", ["train_32x32.mat", "test_32x32.mat"], ["notes.txt"]),
+        ("fashion_mnist", ["FashionMNIST/raw/train-labels-idx1-ubyte.gz"], ["FashionMNIST/other"]),
+        ("folder", ["train/cat/a.PNG", "train/cat/deep/b.jpg"], ["train/cat/notes.txt", "train/c.png", "test/d/e.png"]),
+    ],
+)
+def test_every_layout_tells_the_files_that_it_reads(
+    name: str, read: list[str], passed_over: list[str], tmp_path: Path
+) -> None:
+    for number, file in enumerate([*read, *passed_over], 1):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(bytes(number))
+        os.utime(tmp_path / file, ns=(0, 10**18 + number))
+    states = find_source(settings(tmp_path, name=name)).state()
+    expected = {(str(tmp_path / file), number, 10**18 + number) for number, file in enumerate(read, 1)}
+    assert {tuple(state) for state in states if not state.name.endswith("/")} == expected
+
+
+def test_files_that_are_not_there_yet_keep_nothing(tmp_path: Path) -> None:
+    made = data.load(DataConfig(name="digits"))
+    assert store.remember(tmp_path, DataConfig(name="digits"), lambda: [], lambda: made) is made
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_cannot_be_looked_at_is_left_to_its_reader(tmp_path: Path) -> None:
     (state,) = states_of([tmp_path / "nowhere.parquet"])
     assert state.size == -1
@@ -324,7 +352,6 @@ from hksd.data.settings import DataConfig
 real = data._read
 def read(source, config):
     print("decoded", flush=True)
-    time.sleep(0.3)
     return real(source, config)
 data._read = read
 def load():
@@ -333,8 +360,18 @@ def load():
 
 
 def test_of_processes_that_start_together_one_decodes(child: Child, root: Path, kept: Path) -> None:
-    code = LOAD + "print(load().fingerprint)"
-    processes = [child(code, root, kept) for _ in range(3)]
+    meet = """
+def slowly(source, config):
+    found = read(source, config)
+    while len(list(ready.parent.glob("ready-*"))) < 3:  # so that nobody comes when it is done
+        time.sleep(0.01)
+    time.sleep(0.2)
+    return found
+data._read, ready = slowly, Path(sys.argv[1]).with_name(f"ready-{os.getpid()}")
+ready.touch()
+print(load().fingerprint)
+"""
+    processes = [child(LOAD + meet, root, kept) for _ in range(3)]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs
     words = [word for output, _ in outputs for word in output.split()]
