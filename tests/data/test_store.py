@@ -280,7 +280,7 @@ def test_every_layout_tells_the_files_that_it_reads(
 
 def test_files_that_are_not_there_yet_keep_nothing(tmp_path: Path) -> None:
     made = data.load(DataConfig(name="digits"))
-    assert store.remember(tmp_path, DataConfig(name="digits"), lambda: [], lambda: made) is made
+    assert store.remember(tmp_path, DataConfig(name="digits"), list, lambda: made) is made
     assert not list(tmp_path.iterdir())
 
 
