@@ -88,7 +88,7 @@ class Source:
         where: folder it was found in, for messages.
         train: opens the training set.
         test: opens the test set, given the classes of the training set; DataError where there is none.
-        state: the state of every file that `train` reads, without reading it; nothing where that cannot be told.
+        state: the state of every file that `train` reads, without reading it; none where it reads no file.
     """
 
     where: str

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from hksd.data import folders, parquet
 from hksd.data.official import OFFICIAL, source_of
-from hksd.data.raw import FileState, RawSet, Source, array_pictures, states_of
+from hksd.data.raw import RawSet, Source, array_pictures
 from hksd.data.settings import DataConfig
 from hksd.data.splits import Rows, stratified_split
 from hksd.errors import DataError
@@ -117,10 +115,4 @@ def _digits(seed: int) -> Source:
         where = "scikit-learn's digits"
         return RawSet(where, classes, labels[index], index, array_pictures(where, images[index]))
 
-    def state() -> Iterator[FileState]:
-        # Found without importing scikit-learn, which takes longer than reading the digits.
-        spec = importlib.util.find_spec("sklearn")
-        for folder in (spec and spec.submodule_search_locations) or ():
-            yield from states_of([Path(folder, "datasets", "data", "digits.csv.gz")])
-
-    return Source("scikit-learn's digits", lambda: part(0), lambda classes: part(1), state)
+    return Source("scikit-learn's digits", lambda: part(0), lambda classes: part(1), lambda: iter(()))

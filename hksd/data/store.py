@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from hksd.data.dataset import AnySplit, DataSet, Split
 from hksd.data.raw import FileState
 from hksd.data.settings import DataConfig
+from hksd.errors import DataError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -64,7 +65,7 @@ def remember(
     Args:
         store: folder of all kept images.
         config: which images; none that are streamed.
-        state: states of the files that `make` reads; empty where they are not there yet.
+        state: states of the files that `make` reads; without any, nothing is kept.
         make: decodes the images.
 
     Returns:
@@ -103,6 +104,7 @@ def key_of(config: DataConfig, states: Iterable[FileState]) -> str | None:
 def _locked(folder: Path) -> Iterator[bool]:
     """Make the folder and keep other processes out of it; False, with a warning, where that cannot be."""
     lock, fault = FileLock(folder / ".lock"), None
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -114,6 +116,12 @@ def _locked(folder: Path) -> Iterator[bool]:
         return
     try:
         yield True
+    except DataError:  # nothing to keep: leave no trace
+        with suppress(OSError):
+            (folder / ".lock").unlink()
+            for path in missing:
+                path.rmdir()
+        raise
     finally:
         lock.release()
 

@@ -106,12 +106,12 @@ def warnings(caplog: pytest.LogCaptureFixture) -> str:
 # --- what is opened
 
 
-@pytest.mark.parametrize("form", ["folder", "digits", "gray"])
+@pytest.mark.parametrize("form", ["folder", "gray"])
 def test_opened_images_are_those_that_were_decoded(form: str, root: Path, kept: Path, reads: list[Any]) -> None:
     if form == "gray":
         for file in root.rglob("*.png"):
             Image.open(file).convert("L").save(file)
-    config = DataConfig(name="digits", seed=3) if form == "digits" else settings(root, image_size=7)
+    config = settings(root, image_size=7)
     decoded, first, second = data.load(config), data.load(config, kept), data.load(config, kept)
     assert same(decoded, first)
     assert same(decoded, second)
@@ -278,10 +278,9 @@ def test_every_layout_tells_the_files_that_it_reads(
     assert {tuple(state) for state in states if not state.name.endswith("/")} == expected
 
 
-def test_files_that_are_not_there_yet_keep_nothing(tmp_path: Path) -> None:
-    made = data.load(DataConfig(name="digits"))
-    assert store.remember(tmp_path, DataConfig(name="digits"), list, lambda: made) is made
-    assert not list(tmp_path.iterdir())
+def test_what_comes_from_no_file_is_not_kept(kept: Path) -> None:
+    assert len(data.load(DataConfig(name="digits"), kept).train) == 1294
+    assert not kept.exists()
 
 
 def test_a_file_that_cannot_be_looked_at_is_left_to_its_reader(tmp_path: Path) -> None:
@@ -442,16 +441,17 @@ def test_faults_of_the_data_are_told_and_nothing_is_kept(root: Path, kept: Path)
     (root / "train/cat/0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"0\.png"):
         data.load(settings(root), kept)
-    assert not list(kept.glob("*/images"))
+    assert not kept.parent.exists()
 
 
 # --- in use
 
 
 def test_a_run_on_kept_images_ends_like_one_on_images_in_memory(
-    make_config: Callable[..., RunConfig], tmp_path: Path, forbid_decoding: Callable[[], None]
+    make_config: Callable[..., RunConfig], root: Path, tmp_path: Path, forbid_decoding: Callable[[], None]
 ) -> None:
-    config = make_config(train={"epochs": 1}, terms={"ce": {}}, data={"limit": 100})
+    images = {"name": "folder", "root": str(root), "validation": 0.25}
+    config = make_config(train={"epochs": 1}, terms={"ce": {}}, data=images)
     in_memory = fit(config, data=data.load(config.data))
     first = fit(config, cache_dir=tmp_path / "teachers")
     forbid_decoding()
@@ -463,8 +463,11 @@ def test_a_run_on_kept_images_ends_like_one_on_images_in_memory(
         assert other.data_fingerprint == in_memory.data_fingerprint
 
 
-def test_the_commands_decode_once(make_config: Callable[..., RunConfig], tmp_path: Path, reads: list[Any]) -> None:
-    config = make_config(train={"epochs": 1}, terms={"ce": {}, "kd": {}}, data={"limit": 100})
+def test_the_commands_decode_once(
+    make_config: Callable[..., RunConfig], root: Path, tmp_path: Path, reads: list[Any]
+) -> None:
+    images = {"name": "folder", "root": str(root), "validation": 0.25}
+    config = make_config(train={"epochs": 1}, terms={"ce": {}, "kd": {}}, data=images)
     (tmp_path / "run.yaml").write_text(dump_yaml(config))
     runs = ["--runs", str(tmp_path / "runs")]
     for words in (
