@@ -11,7 +11,7 @@ from hksd import data as datasets
 from hksd import teacher as teachers
 from hksd.checkpoint import write_atomically
 from hksd.config import RunConfig
-from hksd.data import DataSet
+from hksd.data import DataSet, store
 from hksd.errors import RunError, UserError
 from hksd.knowledge import Live
 from hksd.objective import verify
@@ -44,7 +44,8 @@ def fit(
         out_dir: folder for checkpoints and, after the last epoch, `student.safetensors` and `result.json`.
         on_epoch: called after every epoch; may return ``"stop"``.
         resume: continue from the newest whole checkpoint in `out_dir`.
-        cache_dir: folder that keeps teachers by content, and what they know of views.
+        cache_dir: folder that keeps teachers by content, and what they know of views; decoded images are kept beside it
+            (see `hksd.data.store`).
         shared: stands for the other runs of a search, with the same data and teacher: what this run computes of the
             teacher's knowledge is kept for them, with what their terms need.
 
@@ -54,7 +55,7 @@ def fit(
     """
     if out_dir is not None:
         _probe(out_dir)
-    data = data or datasets.load(config.data)
+    data = data or datasets.load(config.data, store.beside(cache_dir) if cache_dir else None)
     verify(config, **loop.image_shape(data))
     known = None
     if config.terms.teacher_needs:

@@ -77,7 +77,9 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; logs go to standard error.")]
-Runs = Annotated[Path, typer.Option("--runs", envvar="HKSD_RUNS", help="Folder of all searches and cached teachers.")]
+Runs = Annotated[
+    Path, typer.Option("--runs", envvar="HKSD_RUNS", help="Folder of all searches, cached teachers and images.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a value; may be given many times."),
@@ -318,12 +320,13 @@ def evaluate(
     ],
     split: Annotated[str, typer.Option(help="val, or test (its opening is recorded in the folder).")] = "val",
     overrides: Overrides = None,
+    runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:
     """Measure a trained student: accuracy, likelihood, calibration, each class."""
     from search import single
 
-    single.evaluate_one(Output(as_json), target, split, overrides or [])
+    single.evaluate_one(Output(as_json), target, split, overrides or [], runs)
 
 
 def main() -> None:

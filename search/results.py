@@ -13,7 +13,7 @@ from hksd import data as datasets
 from hksd import export as core
 from hksd import loop, models, weights
 from hksd.config import RunConfig, from_tree
-from hksd.data import DataSet
+from hksd.data import DataSet, store
 from hksd.errors import UserError
 from hksd.export import Row
 from hksd.train import WEIGHTS_FILE
@@ -160,7 +160,7 @@ def export_trial(
             f"{search.name}: trial {chosen.number} is {chosen.status}; only complete trials can be exported"
         )
     config = from_tree(chosen.config)
-    data = data or datasets.load(config.data)
+    data = data or datasets.load(config.data, search.folder.parent / store.FOLDER)
     student, metadata = load_student(config, data, trial_folder(search.folder, chosen.number) / WEIGHTS_FILE)
     tally = ", ".join(f"{count} {status}" for status, count in counts(search.records).items() if count)
     origin = f"Trial {chosen.number} of the search `{search.name}` (trials: {tally})."

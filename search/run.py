@@ -27,6 +27,7 @@ from search.records import Record
 from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search
 from search.searcher import Events, Ledger
 from search.session import (
+    IMAGES,
     SPACE_FILE,
     TEACHERS,
     InterruptedSearch,
@@ -100,7 +101,8 @@ def search(
     """
     start = time.monotonic()
     folder = choose_folder(space, runs, name, resume)
-    data = datasets.load(space.middle({}).data)  # faults of data and limits come before anything is written
+    # Faults of data and limits come before the folder of the search is made.
+    data = datasets.load(space.middle({}).data, runs / IMAGES)
     largest = check_feasible(space, loop.image_shape(data))
     resume_command = how_to_resume(folder, name, runs, address, tracking_uri)
     with locked(folder), interruptible(display) as interrupt:

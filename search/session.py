@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from hksd.checkpoint import write_atomically
 from hksd.config import dump
+from hksd.data import store
 from hksd.errors import UserError
 from hksd.schema import parse_yaml, to_yaml
 from search.console import Display, relative
@@ -24,7 +25,8 @@ from search.space import Space
 
 SPACE_FILE = "space.yaml"
 TEACHERS = "teachers"  # folder of cached teachers below the runs folder
-RESERVED = {TEACHERS, "mlflow-artifacts", "mlflow.db"}
+IMAGES = store.FOLDER  # folder of decoded images below the runs folder
+RESERVED = {TEACHERS, IMAGES, "mlflow-artifacts", "mlflow.db"}
 
 
 class InterruptedSearch(Exception):  # noqa: N818 - not an error: the user asked for it

@@ -25,7 +25,7 @@ from hksd.schema import read_yaml
 from search import space as spaces
 from search.console import Display, percent
 from search.results import load_student
-from search.session import TEACHERS
+from search.session import IMAGES, TEACHERS
 from search.teaching import Teaching
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def make_teacher(output: Output, name: str, overrides: list[str], runs: Path, vi
     config = spaces.load(name, overrides).middle({}) if is_space else load(path, overrides)
     if config.teacher is None:
         raise UserError(f"{path}: this run has no teacher section")
-    data = datasets.load(config.data)
+    data = datasets.load(config.data, runs / IMAGES)
     display = Display(output.console, 0)
     try:
         made = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher)
@@ -86,7 +86,7 @@ def make_teacher(output: Output, name: str, overrides: list[str], runs: Path, vi
 def train_one(output: Output, name: str, overrides: list[str], out: Path | None, runs: Path) -> None:
     """See `hksd train`."""
     config = load_run(name, overrides)
-    data = datasets.load(config.data)
+    data = datasets.load(config.data, runs / IMAGES)
     verify(config, **loop.image_shape(data))  # before the teacher, whose training may take long
     display = Display(output.console, 1)
 
@@ -124,7 +124,7 @@ def train_one(output: Output, name: str, overrides: list[str], out: Path | None,
     output.give(facts, show)
 
 
-def evaluate_one(output: Output, target: str, split: str, overrides: list[str]) -> None:
+def evaluate_one(output: Output, target: str, split: str, overrides: list[str], runs: Path) -> None:
     """See `hksd evaluate`."""
     if split not in ("val", "test"):
         raise UserError(f"--split {split}: must be val or test")
@@ -139,7 +139,7 @@ def evaluate_one(output: Output, target: str, split: str, overrides: list[str]) 
             f"{folder}: no {training.WEIGHTS_FILE} here; train with `hksd train {config_file} --out DIR` first"
         )
     config = load(config_file, overrides)
-    data = datasets.load(config.data)
+    data = datasets.load(config.data, runs / IMAGES)
     student, _ = load_student(config, data, folder / training.WEIGHTS_FILE)
     chosen = data.validation
     if split == "test":

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hksd.data import store as kept_images
 from hksd.data.crops import centre
+from hksd.data.dataset import AnySplit, DataSet, Split
 from hksd.data.distort import distorted
-from hksd.data.raw import Form, RawSet, decode, form_of, whole
+from hksd.data.raw import Form, RawSet, Source, decode, form_of, whole
 from hksd.data.settings import DataConfig
 from hksd.data.sources import DISTORTED, IMAGENETS, find_source
 from hksd.data.splits import Rows, balanced_subset, sample, stratified_split
@@ -24,83 +26,28 @@ SAMPLE = 2000  # images that tell mean, std and channels of a streamed data set
 SAMPLE_BATCH = 64
 
 
-@dataclass(frozen=True)
-class Split:
-    """Part of a data set, in memory.
-
-    Attributes:
-        images: (N, H, W, channels), uint8.
-        labels: (N,), int64, 0 to C-1.
-        index: (N,), int64, position of each image in the source's own training (or test) set.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    index: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def image_size(self) -> int:
-        """Height of the images in pixels (those of a data set are square)."""
-        return int(self.images.shape[1])
-
-    @property
-    def channels(self) -> int:
-        """1 (gray) or 3 (RGB)."""
-        return int(self.images.shape[3])
-
-
-AnySplit = Split | StreamSplit
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """What a run may see: the training and the validation split, never the test split.
-
-    Attributes:
-        name: name of the data set.
-        classes: class names.
-        train: images to learn from.
-        validation: images to select by.
-        mean: per channel, of the training split, on the 0..1 scale. Streamed images: of at most `SAMPLE` of them, drawn
-            by the data's seed. ImageNet: the published constants.
-        std: per channel, likewise.
-        fingerprint: hash of pixels, labels and split (16 hexadecimal digits). Streamed images: of their names below
-            the training folder and the sizes of their files, in place of the pixels, which are not read for it.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: AnySplit
-    validation: AnySplit
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    fingerprint: str
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of the images in pixels."""
-        return self.train.image_size
-
-    @property
-    def channels(self) -> int:
-        """1 (gray) or 3 (RGB)."""
-        return self.train.channels
-
-
-def load(config: DataConfig) -> DataSet:
+def load(config: DataConfig, store: Path | None = None) -> DataSet:
     """Read the training set, keep ``limit`` of it, and split off the validation images. The test set stays closed.
+
+    Args:
+        config: which images.
+        store: folder that keeps decoded images by content (see `hksd.data.store`); None keeps nothing.
 
     Returns:
         Images (N, S, S, 1) when all are grayscale, else (N, S, S, 3); S is ``image_size``, or their common size.
-        With ``streaming`` the images stay in their files.
+        From the store they are read-only. With ``streaming`` the images stay in their files.
 
     Raises:
         DataError: the files are missing, damaged or do not fit the configuration.
     """
-    raw = find_source(config).train()
+    source = find_source(config)
+    if store is None or config.streaming:
+        return _read(source, config)
+    return kept_images.remember(store, config, source.state, lambda: _read(source, config))
+
+
+def _read(source: Source, config: DataConfig) -> DataSet:
+    raw = source.train()
     rows = _kept(raw, config)
     train_rows, held_out = stratified_split(raw.labels[rows], config.validation, config.seed)
     form = _form(raw, rows, config)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
-from hksd.data.raw import TEST_NAMES, Pictures, RawSet, Source, open_file, some
+from hksd.data.raw import TEST_NAMES, FileState, Pictures, RawSet, Source, open_file, some
 from hksd.data.splits import Rows
 from hksd.data.stream import Files
 from hksd.errors import DataError
@@ -18,6 +20,8 @@ EXPECTED = f"class folders train/CLASS/*.{{{','.join(suffix[1:] for suffix in SU
 # What tests a network is ImageNet's official validation set: the labels of the test images are not public.
 IMAGENET_TEST_NAMES = ("val", "validation", "valid")
 ANNOTATIONS = "val_annotations.txt"
+
+Found = tuple[str, os.stat_result]  # name of an image, and its status
 
 
 def find_folders(root: Path, test_names: tuple[str, ...] = TEST_NAMES) -> Source | None:
@@ -39,7 +43,7 @@ def find_folders(root: Path, test_names: tuple[str, ...] = TEST_NAMES) -> Source
             f"put the test images into {test_names[0]}/CLASS/"
         )
 
-    return Source(str(root), lambda: _class_folders(root / "train", None), open_test)
+    return Source(str(root), lambda: _class_folders(root / "train", None), open_test, lambda: _states(root / "train"))
 
 
 def find_imagenet(root: Path) -> Source | None:
@@ -68,7 +72,7 @@ def find_imagenet(root: Path) -> Source | None:
             )
         return source.test(classes)
 
-    return Source(source.where, source.train, open_test)
+    return dataclasses.replace(source, test=open_test)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -77,8 +81,8 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _images_below(folder: str, prefix: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, int]]:
-    """Names (with `prefix`) and sizes of all images below a folder, at any depth; hidden ones are passed over."""
+def _images_below(folder: str, prefix: str, above: frozenset[str] = frozenset()) -> Iterator[Found]:
+    """Names (with `prefix`) and status of all images below a folder, at any depth; hidden ones are passed over."""
     real = os.path.realpath(folder)
     if real in above:
         raise DataError(f"{folder}: this link leads to a folder around it; remove it")
@@ -89,16 +93,24 @@ def _images_below(folder: str, prefix: str, above: frozenset[str] = frozenset())
             if entry.is_dir():
                 yield from _images_below(entry.path, f"{prefix}{entry.name}/", above | {real})
             elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-                yield f"{prefix}{entry.name}", entry.stat().st_size
+                yield f"{prefix}{entry.name}", entry.stat()
 
 
-def _listed(folder: Path, prefix: str = "") -> list[tuple[str, int]]:
+def _listed(folder: Path, prefix: str = "") -> list[Found]:
     try:
-        return sorted(_images_below(str(folder), prefix))
+        return sorted(_images_below(str(folder), prefix), key=itemgetter(0))
     except OSError as error:
         raise DataError(
             f"{error.filename or folder}: cannot be listed ({error.strerror}); check its permissions"
         ) from error
+
+
+def _states(folder: Path) -> Iterator[FileState]:
+    """State of all images in class folders; of the folders their names, since an empty one matters too."""
+    for path in _subfolders(folder):
+        above = f"{path.absolute()}/"
+        yield FileState(above, 0, 0)
+        yield from (FileState(name, found.st_size, found.st_mtime_ns) for name, found in _listed(path, above))
 
 
 def _class_folders(folder: Path, classes: tuple[str, ...] | None) -> RawSet:
@@ -114,7 +126,7 @@ def _class_folders(folder: Path, classes: tuple[str, ...] | None) -> RawSet:
             f"{folder / strange[0]}: class '{strange[0]}' is not in the training set "
             f"(classes: {some(classes)}); remove the folder, or add training images of that class"
         )
-    files: list[tuple[str, int]] = []
+    files: list[Found] = []
     labels: list[int] = []
     for path in folders:
         found = _listed(path, f"{path.name}/")
@@ -169,8 +181,8 @@ def _annotated(val: Path, classes: tuple[str, ...]) -> RawSet:
     return _raw(val / "images", classes, found, [told[name] for name, _ in found])
 
 
-def _raw(folder: Path, classes: tuple[str, ...], found: list[tuple[str, int]], labels: list[int]) -> RawSet:
-    files = Files.of(str(folder), found)
+def _raw(folder: Path, classes: tuple[str, ...], found: list[Found], labels: list[int]) -> RawSet:
+    files = Files.of(str(folder), ((name, status.st_size) for name, status in found))
     return RawSet(str(folder), classes, np.array(labels, np.int64), np.arange(len(files)), _opener(files), files)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hksd.data.raw import RawSet, Source, array_pictures
+from hksd.data.raw import FileState, RawSet, Source, array_pictures, states_of
 from hksd.data.torchvision_guard import import_datasets
 from hksd.errors import DataError
 
@@ -90,7 +90,13 @@ def source_of(name: str, root: Path, download: bool) -> Source:
         pictures = array_pictures(str(where), images)
         return RawSet(str(where), classes, numbers, np.arange(len(numbers)), pictures)
 
-    return Source(str(root), lambda: part(True), lambda classes: part(False))
+    def state() -> Iterator[FileState]:
+        where = root / known.folder
+        # All files of a folder of its own: torchvision checks those of the test part too, and need not be imported.
+        names = sorted(where.glob("*" if known.folder else "*.mat"))
+        return states_of(file for file in names if file.is_file())
+
+    return Source(str(root), lambda: part(True), lambda classes: part(False), state)
 
 
 def _open(known: Official, kind: Any, root: Path, train: bool, download: bool) -> Arrays:

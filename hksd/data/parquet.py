@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hksd.data.raw import TEST_NAMES, Pictures, RawSet, Source, open_picture, some
+from hksd.data.raw import TEST_NAMES, Pictures, RawSet, Source, open_picture, some, states_of
 from hksd.data.splits import Rows
 from hksd.errors import DataError
 
@@ -38,7 +38,12 @@ def find_parquet(root: Path, label_columns: Sequence[str]) -> Source | None:
         looked = ", ".join(f"{name}-*.parquet, {name}.parquet" for name in TEST_NAMES)
         raise DataError(f"{folder}: no test split: looked for {looked}; put the test images into test.parquet")
 
-    return Source(str(folder), lambda: _Parquet.of(_shards(folder, "train"), label_columns).raw(None), open_test)
+    return Source(
+        str(folder),
+        lambda: _Parquet.of(_shards(folder, "train"), label_columns).raw(None),
+        open_test,
+        lambda: states_of(_shards(folder, "train")),
+    )
 
 
 def _shards(folder: Path, name: str) -> tuple[Path, ...]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,32 @@ class RawSet:
     files: Files | None = None
 
 
+class FileState(NamedTuple):
+    """What tells that a file is another one than before.
+
+    Attributes:
+        name: absolute, so that files of two folders are never taken for each other.
+        size: in bytes; -1 for a file that cannot be looked at.
+        changed: time of the last change, in nanoseconds since 1970.
+    """
+
+    name: str
+    size: int
+    changed: int
+
+
+def states_of(files: Iterable[Path]) -> Iterator[FileState]:
+    """The state of each file; whoever reads a missing one will say so better."""
+    for file in files:
+        name = str(file.absolute())
+        try:
+            found = file.stat()
+        except OSError:
+            yield FileState(name, -1, 0)
+        else:
+            yield FileState(name, found.st_size, found.st_mtime_ns)
+
+
 @dataclass(frozen=True)
 class Source:
     """A recognised data set; both sets are opened on demand, so that training never touches the test set.
@@ -62,11 +88,13 @@ class Source:
         where: folder it was found in, for messages.
         train: opens the training set.
         test: opens the test set, given the classes of the training set; DataError where there is none.
+        state: the state of every file that `train` reads, without reading it; none where it reads no file.
     """
 
     where: str
     train: Callable[[], RawSet]
     test: Callable[[tuple[str, ...]], RawSet]
+    state: Callable[[], Iterator[FileState]]
 
 
 @dataclass(frozen=True)

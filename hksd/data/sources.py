@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def _with_classes(source: Source, name: str, count: int) -> Source:
             )
         return raw
 
-    return Source(source.where, train, source.test)
+    return dataclasses.replace(source, train=train)
 
 
 def _digits(seed: int) -> Source:
@@ -114,4 +115,4 @@ def _digits(seed: int) -> Source:
         where = "scikit-learn's digits"
         return RawSet(where, classes, labels[index], index, array_pictures(where, images[index]))
 
-    return Source("scikit-learn's digits", lambda: part(0), lambda classes: part(1))
+    return Source("scikit-learn's digits", lambda: part(0), lambda classes: part(1), lambda: iter(()))
