@@ -25,7 +25,7 @@ from filelock import FileLock
 SWITCH = "HKSD_KERNELS"
 SOURCE = Path(__file__).with_name("norm.c")
 # No -ffast-math: what is not a number must stay visible. Contraction into fused multiply-adds is the default.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-w")
+FLAGS = ("-O2", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-w")
 COMPILER_SECONDS = 60
 log = logging.getLogger(__name__)
 

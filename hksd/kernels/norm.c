@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -29,8 +29,12 @@ typedef uint16_t hvec __attribute__((vector_size(2 * WIDTH)));
 /* --- elements of maps */
 
 INLINE vec widen(hvec h) {
+#ifdef __AVX512F__
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#else
     uvec bits = __builtin_convertvector(h, uvec) << 16;
     return (vec)bits;
+#endif
 }
 
 INLINE hvec narrow(vec v) {
@@ -158,6 +162,7 @@ INLINE void block(int kind, int flags, int residual, const Shape *s, const Maps 
     for (; lane + TILE * WIDTH <= lanes; lane += TILE * WIDTH) {
         vec a[TILE] = {0}, b[TILE] = {0};
         for (long r = 0; r < wides; r++)
+#pragma GCC unroll 4
             for (int k = 0; k < TILE; k++)
                 element(kind, flags, residual, m, first + r * lanes + lane + k * WIDTH, lane + k * WIDTH, WIDTH, &a[k],
                         &b[k]);
@@ -178,11 +183,30 @@ INLINE void block(int kind, int flags, int residual, const Shape *s, const Maps 
     }
 }
 
+/* `block` for a mode known when it runs: flags, and RESIDUAL. The compiler makes one version of each. */
+enum { RESIDUAL = 8 };
+
+#define CASE(kind, mode) \
+    case mode: block(kind, (mode) & ~RESIDUAL, (mode) & RESIDUAL, s, m, first, wides, lanes, sums); break;
+#define CASES(kind, mode) CASE(kind, mode) CASE(kind, (mode) | HALF)
+
+static void any_block(int kind, int mode, const Shape *s, const Maps *m, long first, long wides, long lanes,
+                      double *sums) {
+    if (kind == MOMENTS) {
+        switch (mode) { CASES(MOMENTS, 0) }
+    } else if (kind == APPLY) {
+        switch (mode) { CASES(APPLY, 0) CASES(APPLY, RELU) CASES(APPLY, RESIDUAL) CASES(APPLY, RESIDUAL | RELU) }
+    } else if (kind == SUMS) {
+        switch (mode) { CASES(SUMS, 0) CASES(SUMS, RELU) CASES(SUMS, RESIDUAL | RELU) }
+    } else {
+        switch (mode) { CASES(SPREAD, 0) CASES(SPREAD, RELU) CASES(SPREAD, BATCH) CASES(SPREAD, BATCH | RELU) }
+    }
+}
+
 /* All rows; with sums, `totals` (2, channels) gets them. Returns 0, or -1 without memory. */
-INLINE int sweep(int kind, int flags, int residual, const Shape *s, const Maps *m, double *totals) {
-    const int summing = kind == MOMENTS || kind == SUMS;
+static int sweep(int kind, int mode, const Shape *s, const Maps *m, double *totals) {
     const long blocks = (s->wides + BLOCK - 1) / BLOCK, chunks = blocks < CHUNKS ? (blocks ? blocks : 1) : CHUNKS;
-    const long size = summing ? 2 * s->lanes : 0, rest = s->rows * s->channels - s->wides * s->lanes;
+    const long size = totals ? 2 * s->lanes : 0, rest = s->rows * s->channels - s->wides * s->lanes;
     double *partial = calloc((size_t)(chunks * size + 1), sizeof(double));
     if (!partial) return -1;
 #pragma omp parallel for num_threads(s->threads) schedule(static) if (s->threads > 1)
@@ -190,12 +214,11 @@ INLINE int sweep(int kind, int flags, int residual, const Shape *s, const Maps *
         double *sums = partial + chunk * size;
         for (long i = blocks * chunk / chunks; i < blocks * (chunk + 1) / chunks; i++) {
             long wide = i * BLOCK, count = s->wides - wide < BLOCK ? s->wides - wide : BLOCK;
-            block(kind, flags, residual, s, m, wide * s->lanes, count, s->lanes, sums);
+            any_block(kind, mode, s, m, wide * s->lanes, count, s->lanes, sums);
         }
-        if (chunk == chunks - 1 && rest)
-            block(kind, flags, residual, s, m, s->wides * s->lanes, 1, rest, sums);
+        if (chunk == chunks - 1 && rest) any_block(kind, mode, s, m, s->wides * s->lanes, 1, rest, sums);
     }
-    if (summing) {
+    if (totals) {
         for (long chunk = 1; chunk < chunks; chunk++)
             for (long i = 0; i < size; i++) partial[i] += partial[chunk * size + i];
         memset(totals, 0, 2 * (size_t)s->channels * sizeof(double));
@@ -206,19 +229,6 @@ INLINE int sweep(int kind, int flags, int residual, const Shape *s, const Maps *
     free(partial);
     return 0;
 }
-
-/* Turn the flags into constants, so that every combination is compiled on its own. */
-#define WITH(kind, flags, residual, s, m, totals) \
-    ((flags) & HALF ? WITH_RELU(kind, HALF, flags, residual, s, m, totals) \
-                    : WITH_RELU(kind, 0, flags, residual, s, m, totals))
-#define WITH_RELU(kind, known, flags, residual, s, m, totals) \
-    ((flags) & RELU ? WITH_BATCH(kind, (known) | RELU, flags, residual, s, m, totals) \
-                    : WITH_BATCH(kind, known, flags, residual, s, m, totals))
-#define WITH_BATCH(kind, known, flags, residual, s, m, totals) \
-    ((flags) & BATCH ? WITH_RESIDUAL(kind, (known) | BATCH, residual, s, m, totals) \
-                     : WITH_RESIDUAL(kind, known, residual, s, m, totals))
-#define WITH_RESIDUAL(kind, known, residual, s, m, totals) \
-    ((residual) ? sweep(kind, known, 1, s, m, totals) : sweep(kind, known, 0, s, m, totals))
 
 /* --- what Python calls */
 
@@ -241,7 +251,7 @@ int norm_forward(const void *x, const void *residual, void *y, const float *weig
         /* Deviations from the first row, not from 0: squares of what is far from 0 would drown the variance. */
         for (long c = 0; c < channels; c++) center[c] = load(x, c, 1, flags & HALF)[0];
         repeat(&s, center);
-        failed = flags & HALF ? sweep(MOMENTS, HALF, 0, &s, &m, totals) : sweep(MOMENTS, 0, 0, &s, &m, totals);
+        failed = sweep(MOMENTS, flags & HALF, &s, &m, totals);
     }
     for (long c = 0; !failed && c < channels; c++) {
         double average = running_mean[c], variance = running_var[c];
@@ -262,7 +272,7 @@ int norm_forward(const void *x, const void *residual, void *y, const float *weig
     if (!failed) {
         repeat(&s, scale);
         repeat(&s, shift);
-        failed = WITH(APPLY, flags & ~BATCH, residual != NULL, &s, &m, NULL);
+        failed = sweep(APPLY, (flags & ~BATCH) | (residual ? RESIDUAL : 0), &s, &m, NULL);
     }
     free(lanes);
     free(totals);
@@ -295,7 +305,7 @@ int norm_backward(const void *grad, const void *x, const void *y, void *masked, 
         repeat(&s, scale);
         repeat(&s, shift);
         repeat(&s, center);
-        failed = WITH(SUMS, flags & ~BATCH, y != NULL, &s, &m, totals);
+        failed = sweep(SUMS, (flags & ~BATCH) | (y ? RESIDUAL : 0), &s, &m, totals);
     }
     for (long c = 0; !failed && c < channels; c++) {
         double sum = totals[c], product = totals[channels + c], inverse = invstd[c];
@@ -311,7 +321,7 @@ int norm_backward(const void *grad, const void *x, const void *y, void *masked, 
             m.grad = masked;
             flags &= ~RELU;
         }
-        failed = WITH(SPREAD, flags, y != NULL, &s, &m, NULL);
+        failed = sweep(SPREAD, flags, &s, &m, NULL);
     }
     free(lanes);
     free(totals);
