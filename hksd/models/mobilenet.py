@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from hksd.kernels import Layers
 from hksd.models.staged import StagedNet, scaled
 
 HALF = 0.5  # the width of the tables; our multiplier 1.0 means this
@@ -30,7 +31,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         inner = inputs * expansion
         self.residual = stride == 1 and inputs == outputs
-        self.layers = nn.Sequential(
+        self.layers = Layers(
             nn.Conv2d(inputs, inner, 1, bias=False),
             nn.BatchNorm2d(inner),
             nn.ReLU(),
@@ -70,9 +71,7 @@ class CifarMobileNetV2(StagedNet):
         width *= HALF
         inputs, last = scaled(STEM, width), scaled(LAST, max(1.0, width))
         stride = 1 if image_size < SMALL_IMAGE else 2
-        stem = nn.Sequential(
-            nn.Conv2d(in_channels, inputs, 3, stride, 1, bias=False), nn.BatchNorm2d(inputs), nn.ReLU()
-        )
+        stem = Layers(nn.Conv2d(in_channels, inputs, 3, stride, 1, bias=False), nn.BatchNorm2d(inputs), nn.ReLU())
         stages: list[list[nn.Module]] = []
         channels: list[list[int]] = []
         for parts in SETTINGS:
@@ -85,5 +84,5 @@ class CifarMobileNetV2(StagedNet):
                     inputs = sizes[-1]
             stages.append(made)
             channels.append(sizes)
-        tail = nn.Sequential(nn.Conv2d(inputs, last, 1, bias=False), nn.BatchNorm2d(last), nn.ReLU())
+        tail = Layers(nn.Conv2d(inputs, last, 1, bias=False), nn.BatchNorm2d(last), nn.ReLU())
         super().__init__(stem, stages, channels, last, classes, descriptor, tail=tail)

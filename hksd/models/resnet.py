@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hksd.kernels import Layers, norm_act
 from hksd.models.staged import LARGE_IMAGE, StagedNet, scaled, stem_stride
 
 BASE_CHANNELS = (16, 32, 64)
@@ -26,7 +26,7 @@ BASE_CHANNELS = (16, 32, 64)
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     if stride == 1 and inputs == outputs:
         return nn.Identity()
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return Layers(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class BasicBlock(nn.Module):
@@ -42,8 +42,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, F_in, H, W)."""
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        y = norm_act(self.norm1, self.conv1(x))
+        return norm_act(self.norm2, self.conv2(y), self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
@@ -62,9 +62,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, F_in, H, W)."""
-        y = F.relu(self.norm1(self.conv1(x)))
-        y = F.relu(self.norm2(self.conv2(y)))
-        return F.relu(self.norm3(self.conv3(y)) + self.shortcut(x))
+        y = norm_act(self.norm1, self.conv1(x))
+        y = norm_act(self.norm2, self.conv2(y))
+        return norm_act(self.norm3, self.conv3(y), self.shortcut(x))
 
 
 class CifarResNet(StagedNet):
@@ -98,7 +98,7 @@ class CifarResNet(StagedNet):
         counts = [blocks] * len(channels) if isinstance(blocks, int) else blocks
         outputs = [[scaled(base, width)] * count for base, count in zip(channels, counts, strict=True)]
         inputs = scaled(stem, width)
-        first = nn.Sequential(
+        first = Layers(
             nn.Conv2d(in_channels, inputs, 3, stem_stride(image_size), 1, bias=False), nn.BatchNorm2d(inputs), nn.ReLU()
         )
         stages: list[list[nn.Module]] = []

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hksd.kernels import Layers, norm_act
 from hksd.models.staged import StagedNet, scaled, stem_stride
 
 BLOCKS = (4, 8, 4)
@@ -27,7 +28,7 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
 
 def _stem(in_channels: int, outputs: int, image_size: int) -> nn.Module:
     conv = nn.Conv2d(in_channels, outputs, 1, stem_stride(image_size), bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+    return Layers(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class GroupedBlock(nn.Module):
@@ -50,12 +51,12 @@ class GroupedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, F_in, H, W)."""
-        y = shuffle(F.relu(self.norm1(self.conv1(x))), self.groups)
-        y = F.relu(self.norm2(self.conv2(y)))
-        y = self.norm3(self.conv3(y))
+        y = shuffle(norm_act(self.norm1, self.conv1(x)), self.groups)
+        y = self.conv3(norm_act(self.norm2, self.conv2(y)))
         if self.stride == 2:
+            y = norm_act(self.norm3, y, relu=False)
             return F.relu(torch.cat([y, F.avg_pool2d(x, 3, 2, 1)], 1))
-        return F.relu(y + x)
+        return norm_act(self.norm3, y, x)
 
 
 class CifarShuffleNetV1(StagedNet):
@@ -88,12 +89,12 @@ class CifarShuffleNetV1(StagedNet):
 
 
 def _pointwise(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+    return Layers(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 def _depthwise(channels: int, stride: int) -> nn.Sequential:
     conv = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels))
+    return Layers(conv, nn.BatchNorm2d(channels))
 
 
 class SplitBlock(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from hksd.errors import UserError
+from hksd.kernels import Layers
 from hksd.models.staged import LARGE_IMAGE, StagedNet, scaled
 
 CHANNELS = (64, 128, 256, 512, 512)
@@ -55,7 +56,7 @@ class CifarVgg(StagedNet):
             for i, outputs in enumerate(sizes):
                 pool = [nn.MaxPool2d(2)] if i == 0 and 0 < stage <= pools else []
                 layer = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
-                made.append(nn.Sequential(*pool, *layer))
+                made.append(Layers(*pool, *layer))
                 inputs = outputs
             stages.append(made)
         super().__init__(nn.Identity(), stages, channels, inputs, classes, descriptor)

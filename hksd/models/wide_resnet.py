@@ -7,9 +7,9 @@ tables (CONFIRMED: RepDistiller).
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hksd.kernels import Layers, norm_act
 from hksd.models.staged import StagedNet, scaled, stem_stride
 
 BASE_CHANNELS = (16, 32, 64)
@@ -32,8 +32,8 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, F_in, H, W)."""
-        active = F.relu(self.norm1(x))
-        y: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active))))
+        active = norm_act(self.norm1, x)
+        y: Tensor = self.conv2(norm_act(self.norm2, self.conv1(active)))
         kept: Tensor = x if self.shortcut is None else self.shortcut(active)
         return kept + y
 
@@ -72,5 +72,5 @@ class WideResNet(StagedNet):
                 made.append(PreActivationBlock(inputs, outputs, 2 if stage and i == 0 else 1))
                 inputs = outputs
             stages.append(made)
-        tail = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
+        tail = Layers(nn.BatchNorm2d(inputs), nn.ReLU())
         super().__init__(stem, stages, channels, inputs, classes, descriptor, tail=tail)
