@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +178,18 @@ def concurrent_trials(space: Space) -> int:
     return min(fit, space.search.concurrent or fit)
 
 
-def tune_trials(ledger: Ledger, data: DataSet, folder: Path, cache_dir: Path, epochs: int) -> None:
-    """Train what the ledger hands out until it hands out no more."""
+def tune_trials(
+    ledger: Ledger,
+    data: DataSet,
+    folder: Path,
+    cache_dir: Path,
+    epochs: int,
+    trial: Callable[..., None] = run_trial,
+) -> None:
+    """Train what the ledger hands out until it hands out no more; `trial` takes the arguments of `run_trial`."""
     resources = {"cpu": ledger.space.search.resources.cpu, "gpu": gpus_per_trial(ledger.space)}
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, data=data, search=str(folder), cache_dir=str(cache_dir), home=str(Path.cwd())),
+        tune.with_parameters(trial, data=data, search=str(folder), cache_dir=str(cache_dir), home=str(Path.cwd())),
         resources,
     )
     tuner = tune.Tuner(
