@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -101,6 +102,10 @@ class Halving(AsyncHyperBandScheduler):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "ledger": None}
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """See ray.tune.schedulers.TrialScheduler; Ray's own looks through all trials of the search at each event."""
+        return next((trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING), None)
 
     def _counts(self, trial: Any, result: dict[str, Any]) -> bool:
         """Whether a result takes part in the halving."""
