@@ -89,7 +89,7 @@ def label(number: int, config: RunConfig) -> str:
 
 
 def open_storage(folder: Path) -> StudyStorage:
-    """Open the study's journal in the folder of a search.
+    """Open the study's journal in the folder of a search; what others write later is not seen.
 
     Raises:
         UserError: it cannot be read or written, or is no journal.

@@ -1,7 +1,7 @@
 """The storage of a study that one process writes: an Optuna journal whose cost per trial does not grow.
 
-Three things keep it so. What belongs together is written together, in one append to the file. Trials that wait are
-known without a look at all trials. And the sampler sees at most `SEEN` trials that have ended (and up to a quarter more
+Three things keep it so. What belongs together is written together, in one append, and never read back. Trials that
+wait are known without a look at all trials. And the sampler sees at most `SEEN` trials that have ended (and up to a quarter more
 in between), since its time grows with each that it sees: TPE takes 12 ms for a draw at 100 trials, 155 ms at 5,000.
 """
 
@@ -23,28 +23,29 @@ SEEN, BEST = 500, 100  # trials that the sampler sees, and how many of them are 
 
 
 class Journal(BaseJournalBackend):
-    """A journal file of one writer that can hold records back, to append them at once."""
+    """A journal file of one writer: read once, and appended to, record by record or many at once."""
 
     def __init__(self, path: Path):
         self._file = JournalFileBackend(str(path))
-        self._read = 0  # records of the file that were read, so all that were in it
+        self._opened = False
+        self._unread: list[dict[str, Any]] = []  # written since the last look: nobody else writes, so all that is new
         self._held: list[dict[str, Any]] | None = None
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Records from that number on, those held back included."""
-        if self._held is not None and log_number_from >= self._read:
-            yield from self._held[log_number_from - self._read :]
-            return
-        for number, record in enumerate(self._file.read_logs(log_number_from), log_number_from + 1):
-            self._read = max(self._read, number)
-            yield record
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+        """The whole file at first, then what was written since the last call."""
+        if not self._opened:
+            self._opened = True
+            return list(self._file.read_logs(log_number_from))
+        unread, self._unread = self._unread, []
+        return unread
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append records to the file, or hold them back."""
         if self._held is None:
             self._file.append_logs(logs)
         else:
-            self._held += json.loads(json.dumps(logs))  # as they will be read; and later changes do not reach them
+            self._held += logs
+        self._unread += json.loads(json.dumps(logs))  # as they will be read; and later changes do not reach them
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -59,14 +60,13 @@ class Journal(BaseJournalBackend):
             held, self._held = self._held, None
             if held:
                 self._file.append_logs(held)
-                self._read += len(held)
 
 
 class StudyStorage(JournalStorage):
     """Storage of a study for the process that runs its search (see the module).
 
     Args:
-        journal: the file; nobody else may write it.
+        journal: the file; nobody else may write it while this is in use.
     """
 
     def __init__(self, journal: Journal):
