@@ -38,10 +38,10 @@ from hksd.train import WEIGHTS_FILE
 from search import ray_env, tracking
 from search import space as spaces
 from search.console import Display
+from search.records import trial_folder
 from search.results import FACTS_FILE, counts, export_trial, open_search
 from search.run import table_csv
 from search.searcher import Events, Ledger
-from search.trial import folder as trial_folder
 
 NAME = "scale"
 

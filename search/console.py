@@ -119,17 +119,17 @@ class Display:
 
     def ended(self, record: Record) -> None:
         """A trial has ended, or a draw was refused."""
-        self.labels.pop(record.number, None)
-        bar = self.bars.pop(record.label, None)
-        if self.progress and bar is not None:
-            self.progress.remove_task(bar)
         if record.status in ("rejected", "duplicate"):
             return
+        label = self.labels.pop(record.number, None) or record.label
+        bar = self.bars.pop(label, None)
+        if self.progress and bar is not None:
+            self.progress.remove_task(bar)
         if record.status in ("complete", "pruned", "failed"):
             self.done += 1
         if record.status == "complete":
             self.best = max(self.best or 0.0, record.val_accuracy or 0.0)
-        name = f"{record.label}" + (f"  (arm: {record.arm})" if record.arm else "")
+        name = label + (f"  (arm: {record.arm})" if record.arm else "")
         outcome = f"{record.status} {percent(record.val_accuracy)}" + (
             f" at epoch {record.epoch}" if record.status == "pruned" else ""
         )

@@ -88,6 +88,11 @@ def label(number: int, config: RunConfig) -> str:
     return f"{number:03d} {config.student.model} w{config.student.width:.2f}{depth} {short}{modes}"
 
 
+def trial_folder(search: Path, number: int) -> Path:
+    """Folder of trial `number` below the folder of a search."""
+    return search / "trials" / f"{number:03d}"
+
+
 def open_storage(folder: Path) -> StudyStorage:
     """Open the study's journal in the folder of a search; what others write later is not seen.
 

@@ -20,13 +20,9 @@ from hksd.config import from_tree
 from hksd.data import DataSet
 from hksd.outcome import EpochReport
 from hksd.train import fit
+from search.records import trial_folder
 
 FAULT_FILE = "fault.txt"
-
-
-def folder(search: Path, number: int) -> Path:
-    """Folder of trial `number` below the folder of a search."""
-    return search / "trials" / f"{number:03d}"
 
 
 def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_dir: str, home: str) -> None:
@@ -44,7 +40,7 @@ def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_d
             networks of the user's own may lie; Tune has put the worker elsewhere.
     """
     logging.getLogger("hksd").setLevel(logging.ERROR)
-    out = folder(Path(search), assignment["number"])
+    out = trial_folder(Path(search), assignment["number"])
     epoch = 0
 
     def on_epoch(report: EpochReport) -> None:
