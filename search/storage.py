@@ -2,7 +2,7 @@
 
 Three things keep it so. What belongs together is written together, in one append, and never read back. Trials that
 wait are known without a look at all trials. And the sampler sees at most `SEEN` trials that have ended (up to a quarter
-more in between), since its time grows with each that it sees: TPE takes 12 ms for a draw at 100 trials, 155 ms at 5,000.
+more in between), since its time grows with each that it sees: TPE takes 12 ms a draw at 100 trials, 155 ms at 5,000.
 """
 
 from __future__ import annotations

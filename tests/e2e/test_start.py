@@ -39,8 +39,8 @@ def imported(*words: object, cwd: Path) -> set[str]:
 
 @pytest.mark.parametrize("words", [["--help"], ["search", "--help"], ["train", "--help"]])
 def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
-    heavy = SEARCHING | EXPORTING | {"torch", "torchvision", "numpy", "pydantic", "sklearn", "scipy", "pyarrow"}
-    assert not imported(*words, cwd=tmp_path) & heavy
+    heavy = SEARCHING | EXPORTING | {"torch", "torchvision", "numpy", "sklearn", "scipy", "pyarrow"}
+    assert imported(*words, cwd=tmp_path) & heavy == set()
 
 
 def test_a_run_with_its_teacher_and_its_evaluation_need_nothing_of_a_search(tmp_path: Path) -> None:
@@ -49,4 +49,4 @@ def test_a_run_with_its_teacher_and_its_evaluation_need_nothing_of_a_search(tmp_
     for words in (["teacher", "run.yaml"], ["train", "run.yaml", "--out", "out"], ["evaluate", "out"]):
         found = imported(*words, cwd=tmp_path)
         assert "torch" in found
-        assert not found & unwanted, words
+        assert found & unwanted == set(), words
