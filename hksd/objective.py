@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from hksd import models
 from hksd.config import RunConfig, Terms
+from hksd.models import NetworkSpec
 from hksd.models.taps import Out, TapShapes
 from hksd.terms import Term
 from hksd.terms.base import Setting
@@ -20,13 +22,16 @@ def verify(config: RunConfig, *, in_channels: int, classes: int, image_size: int
     Raises:
         UserError: a network cannot be built for the data, or a term cannot work with them; says which and why.
     """
-    image = {"in_channels": in_channels, "classes": classes, "image_size": image_size}
-    student, teacher = (
-        models.sketch(net.spec(), **image).shapes if net else None for net in (config.student, config.teacher)
-    )
-    assert student is not None
+    image = in_channels, classes, image_size
+    student = _shapes(config.student.spec(), *image)
+    teacher = _shapes(config.teacher.spec(), *image) if config.teacher else None
     with torch.device("meta"):
         Objective(config.terms, student, teacher, config.train.epochs)
+
+
+@functools.cache  # a search asks for the same few networks at every draw
+def _shapes(spec: NetworkSpec, in_channels: int, classes: int, image_size: int) -> TapShapes:
+    return models.sketch(spec, in_channels=in_channels, classes=classes, image_size=image_size).shapes
 
 
 class Objective(nn.Module):

@@ -277,11 +277,16 @@ def section_fields(kind: Any) -> dict[str, Any]:
     """Field name -> type of a section; optional sections are unwrapped, mappings of sections list their members."""
     for option in (kind, *get_args(kind)):
         if dataclasses.is_dataclass(option):
-            hints = get_type_hints(option)
-            return {field.name: hints[field.name] for field in dataclasses.fields(option)}
+            return dict(_field_types(option))
         if hasattr(get_origin(option) or option, "section_types"):
             return dict(option.section_types())
     return {}
+
+
+@functools.cache  # a draw walks all sections, and evaluating annotations takes a millisecond each
+def _field_types(section: Any) -> Mapping[str, Any]:
+    hints = get_type_hints(section)
+    return {field.name: hints[field.name] for field in dataclasses.fields(section)}
 
 
 @dataclass(frozen=True)

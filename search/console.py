@@ -75,6 +75,7 @@ class Display:
         self.bars: dict[str, TaskID] = {}
         self.labels: dict[int, str] = {}
         self.best: float | None = None
+        self.warned: set[str] = set()
         self.progress: Progress | None = None
         if console.is_terminal:
             self.progress = Progress(
@@ -118,22 +119,26 @@ class Display:
 
     def reported(self, number: int, report: Mapping[str, Any]) -> None:
         """A trial has finished an epoch."""
+        for text in report.get("warnings", ()):
+            if text not in self.warned:
+                self.warned.add(text)
+                self.line(escape(f"warning: {text}"))
         note = f"validation {percent(report['val_accuracy'])}"
         self.step(self.labels[number], int(report["epoch"]), int(report["epochs"]), note)
 
     def ended(self, record: Record) -> None:
         """A trial has ended, or a draw was refused."""
-        self.labels.pop(record.number, None)
-        bar = self.bars.pop(record.label, None)
-        if self.progress and bar is not None:
-            self.progress.remove_task(bar)
         if record.status in ("rejected", "duplicate"):
             return
+        label = self.labels.pop(record.number, None) or record.label
+        bar = self.bars.pop(label, None)
+        if self.progress and bar is not None:
+            self.progress.remove_task(bar)
         if record.status in ("complete", "pruned", "failed"):
             self.done += 1
         if record.status == "complete":
             self.best = max(self.best or 0.0, record.val_accuracy or 0.0)
-        name = f"{record.label}" + (f"  (arm: {record.arm})" if record.arm else "")
+        name = label + (f"  (arm: {record.arm})" if record.arm else "")
         outcome = f"{record.status} {percent(record.val_accuracy)}" + (
             f" at epoch {record.epoch}" if record.status == "pruned" else ""
         )

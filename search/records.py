@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from typing import TYPE_CHECKING, Any, Literal
 
 from hksd import budget
 from hksd.config import RunConfig, from_tree
 from hksd.errors import UserError
 from hksd.modes import MODES
+
+if TYPE_CHECKING:  # Optuna is imported by what needs a study: a single run knows records too
+    from optuna.trial import FrozenTrial
+
+    from search.storage import StudyStorage
 
 STUDY_FILE, STUDY_NAME = "study.journal", "search"
 Status = Literal["complete", "pruned", "failed", "rejected", "duplicate", "running", "interrupted"]
@@ -88,15 +88,22 @@ def label(number: int, config: RunConfig) -> str:
     return f"{number:03d} {config.student.model} w{config.student.width:.2f}{depth} {short}{modes}"
 
 
-def open_storage(folder: Path) -> JournalStorage:
-    """Open the study's journal in the folder of a search.
+def trial_folder(search: Path, number: int) -> Path:
+    """Folder of trial `number` below the folder of a search."""
+    return search / "trials" / f"{number:03d}"
+
+
+def open_storage(folder: Path) -> StudyStorage:
+    """Open the study's journal in the folder of a search; what others write later is not seen.
 
     Raises:
         UserError: it cannot be read or written, or is no journal.
     """
+    from search.storage import Journal, StudyStorage
+
     path = folder / STUDY_FILE
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        return StudyStorage(Journal(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (KeyError, ValueError, AssertionError) as error:
@@ -122,12 +129,8 @@ def mend_journal(folder: Path) -> None:
 def record(trial: FrozenTrial) -> Record:
     """Read a trial of the study."""
     facts, progress = trial.user_attrs.get("facts", {}), trial.user_attrs.get("progress", {})
-    states: dict[TrialState, Status] = {
-        TrialState.RUNNING: "running",
-        TrialState.COMPLETE: "complete",
-        TrialState.FAIL: "failed",
-    }
-    status = trial.user_attrs.get("status", states.get(trial.state, "interrupted"))
+    states: dict[str, Status] = {"RUNNING": "running", "COMPLETE": "complete", "FAIL": "failed"}
+    status = trial.user_attrs.get("status", states.get(trial.state.name, "interrupted"))
     return Record(
         number=trial.number,
         status=status,
@@ -151,8 +154,9 @@ def read_records(folder: Path) -> list[Record]:
     if not (folder / STUDY_FILE).exists():
         raise UserError(f"{folder}: no search here (no {STUDY_FILE})")
     try:
-        study = optuna.load_study(study_name=STUDY_NAME, storage=open_storage(folder))
-        return [record(trial) for trial in study.get_trials(deepcopy=False)]
+        storage = open_storage(folder)
+        study = storage.get_study_id_from_name(STUDY_NAME)
+        return [record(trial) for trial in storage.get_all_trials(study, deepcopy=False)]
     except (KeyError, ValueError, AssertionError) as error:
         if isinstance(error, UserError):
             raise

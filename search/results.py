@@ -18,8 +18,7 @@ from hksd.errors import UserError
 from hksd.export import Row
 from hksd.train import WEIGHTS_FILE
 from search.baselines import ARMS
-from search.records import Record, read_records
-from search.trial import folder as trial_folder
+from search.records import Record, read_records, trial_folder
 
 FACTS_FILE, EXPORT_FOLDER = "search.json", "export"
 STATUSES = ("complete", "pruned", "failed", "rejected", "duplicate")

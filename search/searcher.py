@@ -70,6 +70,7 @@ class Ledger:
         self.arms = arms(space, largest)
         self.live: dict[int, tuple[optuna.Trial, Assignment]] = {}
         self.hashes: dict[str, int] = {}
+        self.given: set[str | None] = set()  # arms that were given out
         self.stopping, self.exhausted, self.trained = False, False, 0
         self._take_over()
         self.study.sampler = _sampler(space, len(self._trials()))
@@ -99,8 +100,10 @@ class Ledger:
                     self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
             elif trial.state.is_finished() and status in ("complete", "pruned", "failed"):
                 self.trained += 1
-            if facts and status not in (None, "duplicate", "rejected"):
-                self.hashes.setdefault(facts["hash"], trial.number)
+            if facts:
+                self.given.add(facts["arm"])
+                if status not in (None, "duplicate", "rejected"):
+                    self.hashes.setdefault(facts["hash"], trial.number)
 
     def _wait_again(self, trial_id: int) -> None:
         self.storage.set_trial_user_attr(trial_id, "status", "interrupted")
@@ -111,20 +114,27 @@ class Ledger:
         for _ in range(PATIENCE):
             if self.stopping or self.trained + len(self.live) >= self.space.search.trials:
                 return None
+            with self.storage.together():
+                trial, assignment = self._take()
+            if assignment is None:
+                self._announce(trial)
+                continue
+            for observer in self.events.started:
+                observer(assignment)
+            return assignment
+        self.exhausted = True
+        log.warning("%d draws in a row were refused: the space holds nothing new within the limits", PATIENCE)
+        return None
+
+    def _take(self) -> tuple[optuna.Trial, Assignment | None]:
+        """Ask for a trial and take it in, or refuse it."""
+        with self.storage.sampling():
             trial = self.study.ask()
             attributes = self._attributes(trial)
             if known := attributes.get("facts"):
                 resumed = attributes.get("status") == "interrupted"
-                assignment = self._admit(trial, from_tree(known["config"]), known["arm"], resumed)
-            else:
-                given = {t.user_attrs["facts"]["arm"] for t in self._trials() if "facts" in t.user_attrs}
-                arm = next((name for name in self.arms if name not in given), None)
-                assignment = self._draw(trial, arm)
-            if assignment is not None:
-                return assignment
-        self.exhausted = True
-        log.warning("%d draws in a row were refused: the space holds nothing new within the limits", PATIENCE)
-        return None
+                return trial, self._admit(trial, from_tree(known["config"]), known["arm"], resumed)
+            return trial, self._draw(trial, next((name for name in self.arms if name not in self.given), None))
 
     def _draw(self, trial: optuna.Trial, arm: str | None) -> Assignment | None:
         """Take in an arm, or a draw; one that makes no valid run (every term absent, say) is refused."""
@@ -145,6 +155,7 @@ class Ledger:
         if not resumed:
             facts = {"arm": arm, "hash": digest, "params": size.params, "mflops": size.mflops, "config": dump(config)}
             trial.set_user_attr("facts", facts)
+            self.given.add(arm)
             broken, twin = within(self.space.search.limits, size), self.hashes.get(digest)
             if broken or twin is not None:
                 if broken:
@@ -156,14 +167,13 @@ class Ledger:
         self.hashes[digest] = trial.number
         assignment = Assignment(trial.number, config, arm, size, resumed)
         self.live[trial.number] = trial, assignment
-        for observer in self.events.started:
-            observer(assignment)
         return assignment
 
     def _refuse(self, trial: optuna.Trial, status: Status, reason: str, twin: int | None = None) -> None:
         if twin is not None and len(self.objectives) == 1:
             # To the sampler a duplicate is worth what its twin reached, and it costs nothing.
-            for step, value in self._trials()[twin].intermediate_values.items():
+            known = self.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, twin)
+            for step, value in self.storage.get_trial(known).intermediate_values.items():
                 trial.report(value, step)
         self._conclude(trial, status, TrialState.PRUNED, reason=reason)
 
@@ -182,9 +192,10 @@ class Ledger:
                     observer(number, {**result, "repeated": True})
             return
         seconds = before["seconds"] + float(result["seconds"])
-        trial.set_user_attr("progress", {"epoch": epoch, "val_accuracy": accuracy, "seconds": seconds})
-        if len(self.objectives) == 1:  # Optuna takes intermediate values of single-objective studies only
-            trial.report(accuracy, epoch)
+        with self.storage.together():
+            trial.set_user_attr("progress", {"epoch": epoch, "val_accuracy": accuracy, "seconds": seconds})
+            if len(self.objectives) == 1:  # Optuna takes intermediate values of single-objective studies only
+                trial.report(accuracy, epoch)
         for observer in self.events.reported:
             observer(number, result)
 
@@ -196,17 +207,18 @@ class Ledger:
         trial, assignment = self.live.pop(number)
         progress = self._attributes(trial).get("progress", {"epoch": 0})
         through = progress["epoch"] >= assignment.config.train.epochs
-        if reason is not None:
-            self._conclude(trial, "failed", TrialState.FAIL, reason=reason)
-        elif through:
-            size = {"params": assignment.size.params, "mflops": assignment.size.mflops}
-            values = {"val_accuracy": progress["val_accuracy"], **size}
-            self._conclude(trial, "complete", TrialState.COMPLETE, [values[name] for name in self.objectives])
-        elif self.stopping:
-            self._wait_again(trial._trial_id)
-            self._announce(number)
-        else:
-            self._conclude(trial, "pruned", TrialState.PRUNED)
+        with self.storage.together():
+            if reason is not None:
+                self._conclude(trial, "failed", TrialState.FAIL, reason=reason)
+            elif through:
+                size = {"params": assignment.size.params, "mflops": assignment.size.mflops}
+                values = {"val_accuracy": progress["val_accuracy"], **size}
+                self._conclude(trial, "complete", TrialState.COMPLETE, [values[name] for name in self.objectives])
+            elif self.stopping:
+                self._wait_again(trial._trial_id)
+            else:
+                self._conclude(trial, "pruned", TrialState.PRUNED)
+        self._announce(trial)
 
     def _conclude(
         self,
@@ -221,11 +233,11 @@ class Ledger:
         trial.set_user_attr("status", status)  # last: a status stands for a conclusion that is whole
         self.study.tell(trial, values=values, state=state)
         self.trained += status in ("complete", "pruned", "failed")
-        self._announce(trial.number)
 
-    def _announce(self, number: int) -> None:
+    def _announce(self, trial: optuna.Trial) -> None:
+        """Tell observers how a trial ended, once the study has it on disk."""
         for observer in self.events.ended:
-            observer(record(self._trials()[number]))
+            observer(record(self.storage.get_trial(trial._trial_id)))
 
     def interrupt(self) -> None:
         """Put everything that still runs back to WAITING."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -20,8 +20,10 @@ from hksd.data import store
 from hksd.errors import UserError
 from hksd.schema import parse_yaml, to_yaml
 from search.console import Display, relative
-from search.searcher import Ledger
 from search.space import Space
+
+if TYPE_CHECKING:  # imports Optuna
+    from search.searcher import Ledger
 
 SPACE_FILE = "space.yaml"
 TEACHERS = "teachers"  # folder of cached teachers below the runs folder

@@ -28,6 +28,7 @@ from search.spool import Spool
 EXPERIMENT = "hksd"
 PARENT = "search"
 SPOOL_FILE, RUNS_FILE = "tracking-spool.jsonl", "mlflow.json"
+NOTES_FILE = "mlflow-notes.jsonl"  # what is new since RUNS_FILE was written; that grows with the search
 RETRY_S, FLUSH_S = 2.0, 20.0
 LONGEST_FLUSH_S = 300.0  # a slow store that still takes records gets that long at the end
 BATCH_PARAMS = 100  # MLflow takes at most that many parameters in a batch
@@ -107,7 +108,7 @@ class Tracker:
         self._client: Any = None
         self._deadline = self._limit = float("inf")
         self._acknowledged = 0  # records of the spool that need not be sent again
-        self._spool = Spool(folder / SPOOL_FILE)
+        self._spool, self._notes = Spool(folder / SPOOL_FILE), Spool(folder / NOTES_FILE)
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         if uri is None:
             return
@@ -119,6 +120,8 @@ class Tracker:
         known, done = self.folder / RUNS_FILE, 0
         if known.exists():
             facts = json.loads(known.read_text())
+            for note in self._notes.read(0):
+                facts = {**facts, **note, "runs": facts["runs"] | note["runs"]}
             done = facts.get("acknowledged", 0)
             if facts["uri"] == self.uri:  # another store gets runs of its own
                 self.runs, self.experiment_id = facts["runs"], facts["experiment"]
@@ -126,19 +129,22 @@ class Tracker:
         left = self._spool.read(done)
         for record in left:
             self._pending.put(record)
-        self._note_runs()  # before the spool is cut: at worst records are sent twice
+        self._keep_runs()  # before the spool is cut: at worst records are sent twice
+        self._notes.start([])
         self._spool.start(left)
 
-    def _note_runs(self) -> None:
-        """Remember the ids of the runs and how much of the spool is done."""
-        if not self.runs:
-            return
-        facts = {"uri": self.uri, "experiment": self.experiment_id, "runs": self.runs}
-        content = json.dumps({**facts, "acknowledged": self._acknowledged}).encode()
+    def _keep_runs(self) -> None:
+        """Write down the ids of all runs, and that the spool is to be sent from its beginning."""
+        facts = {"uri": self.uri, "experiment": self.experiment_id, "runs": self.runs, "acknowledged": 0}
         try:
-            write_atomically(self.folder / RUNS_FILE, content)
+            write_atomically(self.folder / RUNS_FILE, json.dumps(facts).encode())
         except OSError as error:
             self.problem = f"{self.folder / RUNS_FILE}: {error.strerror}"
+
+    def _note(self, runs: Mapping[str, str]) -> None:
+        """Remember the ids of new runs and how much of the spool is done."""
+        self._notes.add({"experiment": self.experiment_id, "runs": dict(runs), "acknowledged": self._acknowledged})
+        self.problem = self._notes.problem or self.problem
 
     def start_search(self, params: Mapping[str, str], space_yaml: str) -> None:
         """Open (or reopen) the parent run with the facts of the search."""
@@ -192,8 +198,8 @@ class Tracker:
         self._deadline, self._limit = time.monotonic() + FLUSH_S, time.monotonic() + LONGEST_FLUSH_S
         self._pending.put(None)
         self._thread.join()
-        self._acknowledged = 0
-        self._note_runs()
+        self._keep_runs()
+        self._notes.end([])
         self._spool.end(self._unsent)
         if self._spool.problem:
             self.problem = f"{self.problem}; and the spool cannot be written: {self._spool.problem}"
@@ -268,17 +274,17 @@ class Tracker:
                 )
                 created = client.create_run(self.experiment_id, start_time=at, tags=tags, run_name=operation["name"])
                 run = self.runs[operation["run"]] = created.info.run_id
-                self._note_runs()
+                self._note({operation["run"]: run})
             else:
                 client.update_run(run, status="RUNNING")
                 for key, value in operation["tags"].items():
                     client.set_tag(run, key, value)
             new = operation["run"] not in self.earlier
             params = [Param(key, value[:6000]) for key, value in operation["params"].items() if new]
-            for start in range(0, len(params), BATCH_PARAMS):
-                client.log_batch(run, params=params[start : start + BATCH_PARAMS])
-            if new:
-                client.log_batch(run, metrics=[Metric(k, v, at, 0) for k, v in operation.get("metrics", {}).items()])
+            metrics = [Metric(k, v, at, 0) for k, v in operation.get("metrics", {}).items() if new]
+            for start in range(0, max(len(params), bool(metrics)), BATCH_PARAMS):
+                client.log_batch(run, metrics, params[start : start + BATCH_PARAMS])
+                metrics = []
         elif run is None:
             log.warning("a record of run %s belongs to another MLflow store and is left out", operation["run"])
         elif operation["kind"] == "metrics":
@@ -291,7 +297,7 @@ class Tracker:
         else:
             client.log_batch(run, tags=[RunTag(key, value) for key, value in operation["tags"].items()])
             client.set_terminated(run, operation["status"], end_time=at)
-            self._note_runs()
+            self._note({})
 
 
 def _quiet_environment() -> None:

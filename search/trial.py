@@ -20,13 +20,21 @@ from hksd.config import from_tree
 from hksd.data import DataSet
 from hksd.outcome import EpochReport
 from hksd.train import fit
+from search.records import trial_folder
 
 FAULT_FILE = "fault.txt"
 
 
-def folder(search: Path, number: int) -> Path:
-    """Folder of trial `number` below the folder of a search."""
-    return search / "trials" / f"{number:03d}"
+class Warnings(logging.Handler):
+    """Keeps what a trial warns of, for its reports: people look at the driver, not at the logs of workers."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a message."""
+        self.texts.append(record.getMessage())
 
 
 def run_trial(
@@ -46,15 +54,18 @@ def run_trial(
             networks of the user's own may lie; Tune has put the worker elsewhere.
         shared: a run in the middle of the space (JSON text), which stands for the others.
     """
-    logging.getLogger("hksd").setLevel(logging.ERROR)
-    out = folder(Path(search), assignment["number"])
+    out = trial_folder(Path(search), assignment["number"])
     epoch = 0
 
     def on_epoch(report: EpochReport) -> None:
         nonlocal epoch
         epoch = report.epoch
-        tune.report({"number": assignment["number"], **dataclasses.asdict(report)})
+        told = {"warnings": warnings.texts} if warnings.texts else {}
+        tune.report({"number": assignment["number"], **dataclasses.asdict(report), **told})
 
+    log, warnings = logging.getLogger("hksd"), Warnings()
+    log.addHandler(warnings)
+    log.propagate = False
     try:
         if Path(home).is_dir():  # not on a node of a cluster that shares no files
             os.chdir(home)
@@ -72,3 +83,6 @@ def run_trial(
                 "fault": f"{type(error).__name__}: {error}",
             }
         )
+    finally:
+        log.removeHandler(warnings)
+        log.propagate = True

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -101,6 +103,10 @@ class Halving(AsyncHyperBandScheduler):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "ledger": None}
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """See ray.tune.schedulers.TrialScheduler; Ray's own looks through all trials of the search at each event."""
+        return next((trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING), None)
+
     def _counts(self, trial: Any, result: dict[str, Any]) -> bool:
         """Whether a result takes part in the halving."""
         return self.on and "fault" not in result and not trial.config["arm"]
@@ -177,12 +183,19 @@ def concurrent_trials(space: Space) -> int:
     return min(fit, space.search.concurrent or fit)
 
 
-def tune_trials(ledger: Ledger, data: DataSet, folder: Path, cache_dir: Path, epochs: int) -> None:
-    """Train what the ledger hands out until it hands out no more."""
+def tune_trials(
+    ledger: Ledger,
+    data: DataSet,
+    folder: Path,
+    cache_dir: Path,
+    epochs: int,
+    trial: Callable[..., None] = run_trial,
+) -> None:
+    """Train what the ledger hands out until it hands out no more; `trial` takes the arguments of `run_trial`."""
     resources = {"cpu": ledger.space.search.resources.cpu, "gpu": gpus_per_trial(ledger.space)}
     places = {"search": str(folder), "cache_dir": str(cache_dir), "home": str(Path.cwd())}
     middle = json.dumps(dump(ledger.space.middle({})))
-    trainable = tune.with_resources(tune.with_parameters(run_trial, data=data, shared=middle, **places), resources)
+    trainable = tune.with_resources(tune.with_parameters(trial, data=data, shared=middle, **places), resources)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(

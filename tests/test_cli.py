@@ -29,11 +29,10 @@ from hksd.train import fit
 from hksd.weights import read
 from search import cli
 from search import space as spaces
-from search.records import read_records
+from search.records import read_records, trial_folder
 from search.results import FACTS_FILE
 from search.searcher import Ledger
 from search.space import check_feasible
-from search.trial import folder as trial_folder
 
 ROOT = Path(cli.__file__).resolve().parent.parent
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]

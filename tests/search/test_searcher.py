@@ -476,7 +476,8 @@ def test_after_a_killed_process_its_trials_go_on_under_their_numbers_and_finishe
     assert len({config_hash(from_tree(record.config)) for record in ledger.records()}) == 6
 
 
-# The process dies after its n-th write to the journal, so in the middle of anything that takes two writes.
+# The process dies after the n-th record of the journal, so in the middle of anything that takes two, although records
+# are appended together.
 DIES_WRITING = """
 import os, sys
 from pathlib import Path
@@ -491,10 +492,11 @@ largest, write = check_feasible(space, shape), JournalFileBackend.append_logs
 
 def deadly(self, logs):
     global left
-    write(self, logs)
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), 9)
+    for log in logs:
+        write(self, [log])
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), 9)
 
 for writes in map(int, sys.argv[3:]):
     left = writes
