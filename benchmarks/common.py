@@ -208,6 +208,13 @@ def save(options: Namespace, **content: Any) -> None:
     options.out.write_text(json.dumps({**facts, **rounded(content)}, indent=1) + "\n")
 
 
+def without_places(tree: Any) -> Any:
+    """Nested values with absolute paths taken out: they are of no use elsewhere."""
+    if isinstance(tree, Mapping):
+        return {key: without_places(value) for key, value in tree.items()}
+    return "PATH" if isinstance(tree, str) and tree.startswith("/") else tree
+
+
 def command() -> str:
     """The command line, without places of this machine."""
     words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]

@@ -3,8 +3,8 @@
 Images are PIL pictures that pass through torchvision's transforms one by one, a DataLoader makes batches, the teacher
 runs beside the student in float32, losses are plain tensor operations, and loss, top-1 and top-5 are read at every
 step. The networks are the same classes as everywhere here, with the same weights, in PyTorch's own memory format; run
-it in a process with ``HKSD_KERNELS=0`` (`common.STOCK`), so that nothing in them is replaced. It takes the run
-configuration that `hksd.train.fit` takes, so both sides share one recipe: SGD, cosine schedule by steps, crops and flips.
+it in a process with ``HKSD_KERNELS=0`` (`common.STOCK`), so that nothing in them is replaced. The run configuration is
+that of `hksd.train.fit`, so both sides share one recipe: SGD, cosine schedule by steps, crops and flips.
 
     HKSD_KERNELS=0 python benchmarks/reference.py CONFIG.yaml [--workers 8]
 """
