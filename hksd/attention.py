@@ -91,8 +91,8 @@ class Attend(nn.Module):
         """
         count = items.shape[2]
         if self.query is None:
-            attention = items.new_full((items.shape[0], count), 1 / count)
-            pooled = items.mean(2)
+            attention = g.new_full((items.shape[0], count), 1 / count)
+            pooled = items.mean(2, dtype=g.dtype)
             return (pooled if adapt is None else pooled @ adapt.T), attention
         query = self.query(g)
         attention = torch.softmax(self._scores(items, query, adapt) / self.spec.temperature, 1)
@@ -185,7 +185,7 @@ class HierarchicalAttention(nn.Module):
         return tuple(levels), maps
 
 
-def join(squeezed: Squeezed, level: int, stages: int | None = None) -> Tensor:
+def join(squeezed: Sequence[Sequence[Tensor]], level: int, stages: int | None = None) -> Tensor:
     """Join the vectors of `level` (from 1) into one descriptor (N, dims), taking the last `stages` stages."""
     vectors = squeezed[level - 1]
-    return torch.cat(vectors if stages is None else vectors[-stages:], 1)
+    return torch.cat(tuple(vectors if stages is None else vectors[-stages:]), 1)

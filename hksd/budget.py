@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hksd import models
 from hksd.config import StudentConfig, TeacherConfig
 from hksd.models import NetworkSpec
+from hksd.terms.base import Grids
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,20 @@ def size(config: StudentConfig | TeacherConfig, *, in_channels: int, classes: in
     Raises:
         UserError: the network cannot be built for such images.
     """
-    return _size(config.spec(), in_channels, classes, image_size)
+    return _look(config.spec(), in_channels, classes, image_size)[0]
+
+
+def grids(config: StudentConfig | TeacherConfig, *, in_channels: int, classes: int, image_size: int) -> Grids:
+    """Height and width of the maps of every stage, for the arguments of `size`."""
+    return _look(config.spec(), in_channels, classes, image_size)[1]
 
 
 @functools.cache
-def _size(spec: NetworkSpec, in_channels: int, classes: int, image_size: int) -> Size:
+def _look(spec: NetworkSpec, in_channels: int, classes: int, image_size: int) -> tuple[Size, Grids]:
     network = models.sketch(spec, in_channels=in_channels, classes=classes, image_size=image_size).eval()
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     image = torch.zeros(1, in_channels, image_size, image_size, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(image)
-    return Size(sum(p.numel() for p in network.parameters()), counter.get_total_flops())
+        stages = network.taps(image).stages
+    size = Size(sum(p.numel() for p in network.parameters()), counter.get_total_flops())
+    return size, tuple((maps.shape[2], maps.shape[3]) for maps in stages)

@@ -22,6 +22,7 @@ from hksd.errors import Problem
 from hksd.models import NetworkSpec, check_settings
 from hksd.models import check_name as check_model
 from hksd.modes import MODES, DataFreeConfig, PruneConfig, RobustConfig
+from hksd.precision import PrecisionName
 from hksd.schema import LAST_SEED, Document, Section, apply_overrides, check, read_yaml, to_yaml
 from hksd.terms import TERMS, TermConfig
 
@@ -94,6 +95,9 @@ class TeacherConfig(NetworkConfig):
     weight_decay: Annotated[float, Field(ge=0, description="weight decay")] = 5e-4
     seed: Annotated[int, Field(ge=0, le=LAST_SEED, description="initial weights and order of images")] = 0
     threads: Annotated[int, Field(ge=1, description="CPU threads of its training; part of its exact reproduction")] = 1
+    precision: Annotated[PrecisionName, Field(description="arithmetic of its training, as in the section train")] = (
+        "auto"
+    )
     min_accuracy: Annotated[float, Field(ge=0, le=1, description="stop when its validation accuracy is lower")] = 0.0
     attention: Annotated[AttentionTraining, Field(description="its attention estimators")] = field(
         default_factory=AttentionTraining
@@ -150,14 +154,32 @@ class TrainConfig(Section):
     )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")] = "auto"
     threads: Annotated[int, Field(ge=1, description="CPU threads of a run; part of its exact reproduction")] = 1
+    knowledge: Annotated[
+        Literal["auto", "cached", "live"],
+        Field(description="what the teacher knows of a view: computed once and shared, or asked in every step"),
+    ] = "auto"
+    views: Annotated[
+        int | None, Field(ge=1, description="versions of each image, repeated in turn; default one for every epoch")
+    ] = None
+    precision: Annotated[
+        PrecisionName,
+        Field(description="arithmetic of training: bfloat16 where the device is fast at it (auto), or one of the two"),
+    ] = "auto"
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
             object.__setattr__(self, "nesterov", False)  # Nesterov's form of no momentum is plain SGD
 
     def dead_knobs(self) -> frozenset[str]:
-        """`milestones` and `gamma` belong to the multistep schedule; the device is a place, not a setting."""
-        return frozenset({"device", *(("milestones", "gamma") if self.schedule == "cosine" else ())})
+        """What cannot change a result: the device, `knowledge` that is not live, and knobs without effect here."""
+        dead = {"device"}
+        if self.schedule == "cosine":
+            dead |= {"milestones", "gamma"}
+        if self.knowledge != "live":
+            dead.add("knowledge")  # auto and cached give the same numbers
+        if self.views is None or self.views >= self.epochs:
+            dead.add("views")
+        return frozenset(dead)
 
 
 class Terms(Mapping[str, TermConfig]):
@@ -203,6 +225,11 @@ class Terms(Mapping[str, TermConfig]):
         """The terms with a weight above 0."""
         return {name: term for name, term in self._terms.items() if term.weight > 0}
 
+    @property
+    def teacher_needs(self) -> frozenset[str]:
+        """What the active terms read of the teacher's taps; empty for a run without a teacher."""
+        return frozenset[str]().union(*(term.teacher_needs for term in self.active().values()))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
@@ -217,6 +244,12 @@ class RunConfig(Section):
     prune: Annotated[PruneConfig | None, Field(description="mode: make weights zero while training")] = None
     data_free: Annotated[DataFreeConfig | None, Field(description="mode: train on generated images")] = None
     seed: Annotated[int, Field(ge=0, le=LAST_SEED, description="initial weights and order of images")] = 0
+
+    def views(self) -> int:
+        """Number V of views of every training image: epoch e (from 0) shows view e mod V."""
+        if not (self.data.crop or self.data.flip or (self.data.streaming and self.data.crop_scale)):
+            return 1  # nothing changes from epoch to epoch
+        return min(self.train.views or self.train.epochs, self.train.epochs)
 
     def __post_init__(self) -> None:
         active = self.terms.active()
@@ -311,7 +344,7 @@ def canonical(config: Any) -> Any:
         live = [f.name for f in dataclasses.fields(config) if f.name not in dead]
         tree = {name: canonical(getattr(config, name)) for name in live}
         if isinstance(config, RunConfig):
-            needs = frozenset[str]().union(*(term.teacher_needs for term in config.terms.active().values()))
+            needs = config.terms.teacher_needs
             if not needs:
                 tree.pop("teacher")
             elif "squeezed" not in needs:

@@ -18,6 +18,7 @@ from hksd.attention import LEVELS, AttentionSpec, HierarchicalAttention, join
 from hksd.config import TeacherConfig, TrainConfig
 from hksd.data.augment import Batches
 from hksd.models.taps import Out, TappedNet
+from hksd.precision import Precision
 
 Progress = Callable[[str, int, int, float], None]  # (what, epoch, epochs, validation accuracy)
 
@@ -30,6 +31,7 @@ def train(
     validation: Batches,
     classes: int,
     report: Progress,
+    numbers: Precision,
 ) -> tuple[HierarchicalAttention, dict[str, Any]]:
     """Make estimators of all levels as ``settings.attention`` says.
 
@@ -41,6 +43,7 @@ def train(
         validation: validation images.
         classes: number of classes.
         report: called after every epoch.
+        numbers: arithmetic of both networks.
 
     Returns:
         The estimators, and the accuracy of the head of every level on the validation split (none in the mode random).
@@ -54,11 +57,12 @@ def train(
 
     def look(images: Tensor) -> tuple[Out, list[Tensor]]:
         """Taps of the teacher, and the logits of every level's head."""
-        with torch.set_grad_enabled(joint and network.training):
-            out = network.taps(images)
-        squeezed = estimators(out)
+        with numbers.autocast():
+            with torch.set_grad_enabled(joint and network.training):
+                out = network.taps(images).widened()
+            squeezed = estimators(out)
         # The head reads a standardised vector, so that its speed does not hang on the scale that pooling chose.
-        vectors = [join(squeezed, level) for level in range(1, LEVELS + 1)]
+        vectors = [join(squeezed, level).float() for level in range(1, LEVELS + 1)]
         logits = [head(F.layer_norm(vector, vector.shape[1:])) for head, vector in zip(heads, vectors, strict=True)]
         return out, logits
 

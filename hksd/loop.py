@@ -16,20 +16,21 @@ import dataclasses
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hksd import checkpoint, evaluate, models
+from hksd import checkpoint, evaluate, memory, models, precision
 from hksd.config import RunConfig, TrainConfig, config_hash, dump_yaml
 from hksd.data import DataSet
-from hksd.data.augment import Batch, batches_of
+from hksd.data.augment import Batch, Batches, batches_of
 from hksd.errors import NonFiniteLossError, UserError
-from hksd.models.taps import Out, TappedNet, TapShapes
+from hksd.models.taps import Out, TappedNet
 from hksd.modes import Generated, Modes, Prune, Robust
 from hksd.objective import Objective
 from hksd.outcome import EpochReport, OnEpoch, Result
@@ -39,7 +40,22 @@ CONFIG_FILE = "config.yaml"
 EVALUATION_BATCH = 512
 GPU_GUARD_STEPS = 25  # on a GPU the loss is looked at this often, since each look waits for the device
 
-TeacherView = Callable[[Tensor, frozenset[str]], Out]
+
+class TeacherSource(Protocol):
+    """Where the loop has its teacher's knowledge from (see `hksd.knowledge`)."""
+
+    @property
+    def model(self) -> TappedNet:
+        """The network."""
+
+    def begin(self, epoch: int, batches: Batches) -> None:
+        """Get ready for an epoch (from 0) over `batches`."""
+
+    def known(self, batch: Batch) -> Out:
+        """What the teacher knows of a batch of the epoch."""
+
+    def look(self, images: Tensor) -> Out:
+        """What the teacher says about any images (N, channels, H, W)."""
 
 
 def learning_rate(train: TrainConfig, progress: float) -> float:
@@ -86,8 +102,7 @@ def image_shape(data: DataSet) -> dict[str, int]:
 def run(
     config: RunConfig,
     data: DataSet,
-    teacher: TeacherView | None,
-    teacher_shapes: TapShapes | None,
+    teacher: TeacherSource | None,
     *,
     out_dir: Path | None = None,
     on_epoch: OnEpoch | None = None,
@@ -95,8 +110,12 @@ def run(
 ) -> Result:
     """Train `config.student` under `config.terms`; see `hksd.train.fit`, which prepares the arguments."""
     device = resolve_device(config.train.device)
-    with isolated(config.seed, config.train.threads, device):
-        loop = _Loop(config, data, teacher, teacher_shapes, device, out_dir)
+    memory.keep_freed_memory()
+    with (
+        isolated(config.seed, config.train.threads, device),
+        precision.resolve(config.train.precision, device).matmul(),
+    ):
+        loop = _Loop(config, data, teacher, device, out_dir)
         if out_dir is not None and resume:
             loop.resume()
         loop.note_config()
@@ -108,16 +127,19 @@ class _Loop:
         self,
         config: RunConfig,
         data: DataSet,
-        teacher: TeacherView | None,
-        teacher_shapes: TapShapes | None,
+        teacher: TeacherSource | None,
         device: torch.device,
         out_dir: Path | None,
     ):
         self.config, self.data, self.teacher, self.device, self.out_dir = config, data, teacher, device, out_dir
         self.identity = {"config": config_hash(config), "data": data.fingerprint}
+        self.precision = precision.resolve(config.train.precision, device)
         self.student = models.make(config.student.spec(), **image_shape(data)).to(device)
-        self.objective = Objective(config.terms, self.student.shapes, teacher_shapes, config.train.epochs)
-        self.objective.meet(Setting(torch.from_numpy(data.train.labels.copy()), getattr(teacher, "model", None)))
+        memory.lay_out(self.student, torch.channels_last)
+        network = teacher.model if teacher else None
+        shapes = network.shapes if network else None
+        self.objective = Objective(config.terms, self.student.shapes, shapes, config.train.epochs)
+        self.objective.meet(Setting(torch.from_numpy(data.train.labels.copy()), network))
         self.objective.to(device)
         self.parameters = [*self.student.parameters(), *self.objective.joint_parameters()]
         train = config.train
@@ -136,7 +158,8 @@ class _Loop:
     def make_modes(self) -> Modes:
         config, epochs, generated = self.config, self.config.train.epochs, None
         if config.data_free:
-            model: TappedNet = self.teacher.model  # type: ignore[union-attr]  # data_free has terms with a teacher
+            assert self.teacher is not None, "data_free has terms with a teacher"
+            model = self.teacher.model
             shape = image_shape(self.data)
             size = {"in_channels": shape["in_channels"], "image_size": shape["image_size"]}
             generated = Generated(config.data_free, model, self.student, epochs, **size, device=self.device)
@@ -199,6 +222,7 @@ class _Loop:
             self.history.append(self.epoch(len(self.history)))
             self.save()
             stopped = tell(self.history[-1]) == "stop" and len(self.history) < epochs
+        memory.lay_out(self.student, torch.contiguous_format)
         return Result(
             self.student.cpu().eval(),
             tuple(self.history),
@@ -211,7 +235,9 @@ class _Loop:
 
     def epoch(self, epoch: int) -> EpochReport:
         train, modes, start, images = self.config.train, self.modes, time.perf_counter(), 0
-        steps = self.steps()
+        if self.teacher:
+            self.teacher.begin(epoch, self.batches)
+        ready, steps = time.perf_counter(), self.steps()
         sums: dict[str, list[Tensor]] = defaultdict(list)
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         self.student.train()
@@ -224,10 +250,12 @@ class _Loop:
             lr = learning_rate(train, progress / train.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            out, known = self.look(batch, progress)
-            for name, value in self.objective.own_steps(out, known, batch.labels, progress).items():
-                sums[name].append(value)
-            total, values = self.objective(out, known, batch.labels, progress)
+            with self.precision.autocast():
+                out, known = self.look(batch, progress)
+            with self.precision.autocast(fixed_weights=False):  # terms train their own parts here
+                for name, value in self.objective.own_steps(out, known, batch.labels, progress).items():
+                    sums[name].append(value)
+                total, values = self.objective(out, known, batch.labels, progress)
             if self.device.type == "cpu" or step % GPU_GUARD_STEPS == 0:
                 self.guard(total, values, epoch, step)
             self.optimizer.zero_grad(set_to_none=True)
@@ -243,7 +271,7 @@ class _Loop:
             images += len(batch.labels)
             right += (out.logits.detach().argmax(1) == batch.labels).sum()
         means = {name: torch.stack(values).mean().item() for name, values in sums.items()} | modes.scalars()
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - ready
         logits, labels = evaluate.predict(self.student, self.validation.plain(EVALUATION_BATCH))
         if modes.robust and modes.robust.wanted(epoch, train.epochs):
             means["robust/val_accuracy"] = modes.robust.accuracy(self.student, self.validation, EVALUATION_BATCH)
@@ -274,18 +302,16 @@ class _Loop:
         size = self.config.train.batch_size
         if self.modes.generated:
             return self.modes.generated.batches(epoch, size)
-        return self.batches.augmented(epoch, size, self.config.seed)
+        return self.batches.augmented(epoch, size, self.config.seed, epoch % self.config.views())
 
     def look(self, batch: Batch, progress: float) -> tuple[Out, Out | None]:
         """Show a batch, attacked where the run is robust, to the student and to the teacher."""
 
-        def ask_teacher(images: Tensor) -> Out | None:
-            return self.teacher(images, self.objective.teacher_needs) if self.teacher else None
-
         def ask_student(images: Tensor) -> Out:
-            return dataclasses.replace(self.student.taps(images), images=images, index=batch.index)
+            return dataclasses.replace(self.student.taps(images).widened(), images=images, index=batch.index)
 
-        robust, known = self.modes.robust, ask_teacher(batch.images)
+        robust, teacher = self.modes.robust, self.teacher
+        known = teacher.known(batch) if teacher else None
         if robust is None:
             return ask_student(batch.images), known
 
@@ -297,7 +323,9 @@ class _Loop:
             return total if total.requires_grad else F.cross_entropy(out.logits, batch.labels)
 
         attacked = robust.attack(self.student, batch.images, loss, robust.config.steps)
-        return ask_student(attacked), known if robust.config.teacher_view == "clean" else ask_teacher(attacked)
+        if teacher and robust.config.teacher_view == "attacked":
+            known = teacher.look(attacked)
+        return ask_student(attacked), known
 
     @staticmethod
     def guard(total: Tensor, values: dict[str, Tensor], epoch: int, step: int) -> None:

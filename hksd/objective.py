@@ -46,7 +46,7 @@ class Objective(nn.Module):
         for name, config in self.configs.items():
             built[name] = config.build_beside(student, teacher, built)
         self.terms = nn.ModuleDict(built)
-        self.teacher_needs = frozenset[str]().union(*(config.teacher_needs for config in self.configs.values()))
+        self.teacher_needs = terms.teacher_needs
 
     def meet(self, setting: Setting) -> None:
         """Tell every term what the run is made of (see `Term.meet`)."""

@@ -24,7 +24,8 @@ class EpochReport:
         diagnostics: other scalars of the terms, for example the discriminator's accuracy.
         lr: learning rate of the last step.
         seconds: time of the epoch, validation included.
-        images_per_s: training images per second, validation excluded.
+        images_per_s: training images per second, without validation and without what the teacher computes for a whole
+            view.
     """
 
     epoch: int

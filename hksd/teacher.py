@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from hksd import estimators, loop, models, weights
+from hksd import estimators, loop, memory, models, precision, weights
 from hksd.attention import HierarchicalAttention
 from hksd.checkpoint import write_atomically
 from hksd.config import (
@@ -71,7 +71,7 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, images: Tensor, needs: frozenset[str]) -> Out:
         """What the teacher says about images (N, channels, H, W): its taps, and squeezed vectors if in `needs`."""
-        out = self.model.taps(images)
+        out = self.model.taps(images).widened()
         if "squeezed" in needs:
             assert self.attention is not None
             out = dataclasses.replace(out, squeezed=self.attention(out))
@@ -107,6 +107,7 @@ def prepare(
         raise UserError("teacher: this run has no teacher section")
     report = on_progress or (lambda *_: None)
     device = loop.resolve_device(config.train.device)
+    numbers = precision.resolve(settings.precision, device)
     run = _training(config, settings)
     squeeze = config.terms.active().get("squeeze")
     spec = squeeze.attention() if isinstance(squeeze, SqueezeConfig) else None
@@ -130,7 +131,7 @@ def prepare(
         with loop.isolated(settings.seed, settings.threads, device):
             network = _network(settings, data).to(device)
             views = _batches(data, config.data, device)
-            trained_with.append(estimators.train(network, spec, settings, *views, len(data.classes), report))
+            trained_with.append(estimators.train(network, spec, settings, *views, len(data.classes), report, numbers))
         return network
 
     def make_network() -> tuple[TappedNet, dict[str, Any]]:
@@ -141,7 +142,6 @@ def prepare(
             trained = loop.run(
                 run,
                 data,
-                None,
                 None,
                 out_dir=folder / "training" if folder else None,  # an interrupted training goes on from its last epoch
                 on_epoch=lambda r: report("teacher", r.epoch, r.epochs, r.val_accuracy),
@@ -156,6 +156,7 @@ def prepare(
 
     network, facts, cached = _remembered(folder, "teacher", lambda: _network(settings, data), make_network)
     network.to(device).eval().requires_grad_(False)
+    memory.lay_out(network, torch.channels_last)
     if facts["accuracy"] < settings.min_accuracy:
         raise RunError(
             f"the teacher {settings.model} reaches {facts['accuracy']:.2%} on the validation split, "
@@ -173,7 +174,7 @@ def prepare(
                 return trained_with[0]
             with loop.isolated(settings.seed, settings.threads, device):
                 views = _batches(data, config.data, device)
-                return estimators.train(network, spec, settings, *views, len(data.classes), report)
+                return estimators.train(network, spec, settings, *views, len(data.classes), report, numbers)
 
         attention, found, kept = _remembered(
             folder, name, lambda: HierarchicalAttention(network.shapes, network.shapes.stages, spec), make_attention
@@ -196,6 +197,7 @@ def _training(config: RunConfig, settings: TeacherConfig) -> RunConfig:
             weight_decay=settings.weight_decay,
             device=config.train.device,
             threads=settings.threads,
+            precision=settings.precision,
         ),
         seed=settings.seed,
     )

@@ -6,13 +6,14 @@ import dataclasses
 import json
 from pathlib import Path
 
-from hksd import budget, loop, weights
+from hksd import budget, knowledge, loop, precision, weights
 from hksd import data as datasets
 from hksd import teacher as teachers
 from hksd.checkpoint import write_atomically
 from hksd.config import RunConfig
 from hksd.data import DataSet
 from hksd.errors import RunError, UserError
+from hksd.knowledge import Live
 from hksd.objective import verify
 from hksd.outcome import EpochReport, OnEpoch, Result
 from hksd.teacher import Teacher
@@ -29,6 +30,7 @@ def fit(
     on_epoch: OnEpoch | None = None,
     resume: bool = True,
     cache_dir: Path | None = None,
+    shared: RunConfig | None = None,
 ) -> Result:
     """Distil one student.
 
@@ -42,7 +44,9 @@ def fit(
         out_dir: folder for checkpoints and, after the last epoch, `student.safetensors` and `result.json`.
         on_epoch: called after every epoch; may return ``"stop"``.
         resume: continue from the newest whole checkpoint in `out_dir`.
-        cache_dir: folder that keeps teachers by content.
+        cache_dir: folder that keeps teachers by content, and what they know of views.
+        shared: stands for the other runs of a search, with the same data and teacher: what this run computes of the
+            teacher's knowledge is kept for them, with what their terms need.
 
     Raises:
         UserError: wrong paths, data or checkpoints.
@@ -52,15 +56,14 @@ def fit(
         _probe(out_dir)
     data = data or datasets.load(config.data)
     verify(config, **loop.image_shape(data))
-    wanted = any(term.teacher_needs for term in config.terms.active().values())
-    if wanted and teacher is None:
-        teacher = teachers.prepare(config, data, cache_dir=cache_dir)
-    if not wanted:
-        teacher = None
-    shapes = None
-    if teacher is not None:
-        teacher, shapes = teacher.to(loop.resolve_device(config.train.device)), teacher.model.shapes
-    result = loop.run(config, data, teacher, shapes, out_dir=out_dir, on_epoch=on_epoch, resume=resume)
+    known = None
+    if config.terms.teacher_needs:
+        if teacher is None:
+            # A run without squeezed vectors takes the estimators along for the others.
+            asked = shared if shared is not None and "squeeze" not in config.terms.active() else config
+            teacher = teachers.prepare(asked, data, cache_dir=cache_dir)
+        known = _knowledge(config, data, teacher, cache_dir, shared)
+    result = loop.run(config, data, known, out_dir=out_dir, on_epoch=on_epoch, resume=resume)
     if out_dir is not None and not result.stopped:
         try:
             weights.save(out_dir / WEIGHTS_FILE, result.student, student_metadata(config, data, result))
@@ -68,6 +71,16 @@ def fit(
         except OSError as error:
             raise RunError(f"{error.filename or out_dir}: the result cannot be written: {error.strerror}") from error
     return result
+
+
+def _knowledge(
+    config: RunConfig, data: DataSet, teacher: Teacher, cache_dir: Path | None, shared: RunConfig | None
+) -> Live:
+    """Where the run has its teacher's knowledge from."""
+    device = loop.resolve_device(config.train.device)
+    folder = cache_dir / teacher.key if cache_dir and teacher.key else None
+    how = precision.resolve(config.train.precision, device)
+    return knowledge.source(config, data, teacher.to(device), how, folder=folder, shared=shared)
 
 
 def _probe(folder: Path) -> None:

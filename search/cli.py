@@ -163,13 +163,16 @@ def space(
 def teacher(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="Run configuration or space: a name or a path.")],
     overrides: Overrides = None,
+    views: Annotated[
+        int | None, typer.Option(min=0, help="Views of the images to build now; default all, 0 for none.")
+    ] = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:
-    """Train or load the teacher and its attention estimators; report accuracy, parameters, FLOPs."""
+    """Train or load the teacher; report accuracy, parameters, FLOPs; build what it knows of the images."""
     from search import single
 
-    single.make_teacher(Output(as_json), config, overrides or [], runs)
+    single.make_teacher(Output(as_json), config, overrides or [], runs, views)
 
 
 @app.command(epilog="Example: `hksd train best.yaml --set train.epochs=10 --seed 1 --out out/student`")

@@ -100,8 +100,12 @@ class Display:
 
     def teacher(self, what: str, epoch: int, epochs: int, accuracy: float) -> None:
         """An epoch of the teacher stage."""
-        names = {"teacher": "training the teacher", "attention": "training its attention estimators"}
-        self._step(names[what], epoch, epochs, f"validation {percent(accuracy)}")
+        names = {
+            "teacher": "training the teacher",
+            "attention": "training its attention estimators",
+            "teacher and attention": "training the teacher with its attention estimators",
+        }
+        self.step(names[what], epoch, epochs, f"validation {percent(accuracy)}")
 
     def started(self, assignment: Assignment) -> None:
         """A trial starts."""
@@ -115,7 +119,7 @@ class Display:
     def reported(self, number: int, report: Mapping[str, Any]) -> None:
         """A trial has finished an epoch."""
         note = f"validation {percent(report['val_accuracy'])}"
-        self._step(self.labels[number], int(report["epoch"]), int(report["epochs"]), note)
+        self.step(self.labels[number], int(report["epoch"]), int(report["epochs"]), note)
 
     def ended(self, record: Record) -> None:
         """A trial has ended, or a draw was refused."""
@@ -143,17 +147,18 @@ class Display:
             self.progress.stop()
             self.progress = None
 
-    def _step(self, name: str, epoch: int, epochs: int, note: str) -> None:
+    def step(self, name: str, done: int, total: int, note: str = "", unit: str = "epoch") -> None:
+        """`done` of `total` parts of something are through (epochs of a training, views of the images)."""
         if self.progress:
             if name not in self.bars:
-                self.bars[name] = self.progress.add_task(name, total=epochs, note="")
-            self.progress.update(self.bars[name], completed=epoch, total=epochs, note=note)
-            if epoch == epochs:
+                self.bars[name] = self.progress.add_task(name, total=total, note="")
+            self.progress.update(self.bars[name], completed=done, total=total, note=note)
+            if done == total:
                 self.progress.remove_task(self.bars.pop(name))
                 if not name[0].isdigit():
-                    self.line(f"{name}: {epochs} epochs, {note}")
-        elif time.monotonic() - self.last_line > HEARTBEAT_S or (epoch == epochs and not name[0].isdigit()):
-            self.line(f"  {name}: epoch {epoch}/{epochs}, {note}")
+                    self.line(f"{name}: {total} {unit}s{f', {note}' if note else ''}")
+        elif time.monotonic() - self.last_line > HEARTBEAT_S or (done == total and not name[0].isdigit()):
+            self.line(f"  {name}: {unit} {done}/{total}{f', {note}' if note else ''}")
 
 
 def relative(path: Path | str) -> str:

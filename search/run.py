@@ -38,6 +38,7 @@ from search.session import (
     write,
 )
 from search.space import Space, check_feasible
+from search.teaching import Teaching
 
 TABLE_FILE = "trials.csv"
 
@@ -115,6 +116,7 @@ def search(
             facts["space"] = open_search(runs, name).facts.get("space", facts["space"])
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         display.line(_teacher_line(facts["teacher"], teacher))
+        display.line(str(Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())))
         uri = tracking.store(tracking_uri, runs)
         tracker = tracking.Tracker(uri, folder, name)
         tracker.start_search(_parent_params(space, facts), resolved(space))

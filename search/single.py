@@ -26,6 +26,7 @@ from search import space as spaces
 from search.console import Display, percent
 from search.results import load_student
 from search.session import TEACHERS
+from search.teaching import Teaching
 
 if TYPE_CHECKING:
     from search.cli import Output
@@ -38,7 +39,7 @@ def load_run(name: str, overrides: list[str]) -> RunConfig:
     return load(spaces.find(name), overrides)
 
 
-def make_teacher(output: Output, name: str, overrides: list[str], runs: Path) -> None:
+def make_teacher(output: Output, name: str, overrides: list[str], runs: Path, views: int | None) -> None:
     """See `hksd teacher`."""
     path = spaces.find(name)
     is_space = "search" in read_yaml(path).tree
@@ -49,6 +50,10 @@ def make_teacher(output: Output, name: str, overrides: list[str], runs: Path) ->
     display = Display(output.console, 0)
     try:
         made = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher)
+        teaching = Teaching(config, data, made, runs / TEACHERS) if config.terms.teacher_needs else None
+        if teaching is not None:
+            display.line(str(teaching))
+            built = teaching.build(display, views)
     finally:
         display.close()
     size = budget.size(config.teacher, **loop.image_shape(data))
@@ -61,6 +66,7 @@ def make_teacher(output: Output, name: str, overrides: list[str], runs: Path) ->
         "key": made.key,
         "cached": made.cached,
         "folder": str(runs / TEACHERS / made.key),
+        **(teaching.facts() | {"built": built} if teaching else {}),
     }
 
     def show(console: Any) -> None:
@@ -93,12 +99,14 @@ def train_one(output: Output, name: str, overrides: list[str], out: Path | None,
 
     teacher = None
     try:
-        if any(term.teacher_needs for term in config.terms.active().values()):
+        if config.terms.teacher_needs:
             teacher = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher)
             display.line(
                 f"teacher {config.teacher.model if config.teacher else ''}: validation {percent(teacher.accuracy)}"
             )
-        result = training.fit(config, data=data, teacher=teacher, out_dir=out, on_epoch=on_epoch)
+        result = training.fit(
+            config, data=data, teacher=teacher, out_dir=out, on_epoch=on_epoch, cache_dir=runs / TEACHERS
+        )
     finally:
         display.close()
     facts = training.summary(config, data, result)

@@ -29,7 +29,9 @@ def folder(search: Path, number: int) -> Path:
     return search / "trials" / f"{number:03d}"
 
 
-def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_dir: str, home: str) -> None:
+def run_trial(
+    assignment: dict[str, Any], *, data: DataSet, search: str, cache_dir: str, home: str, shared: str
+) -> None:
     """Train one assignment.
 
     A fault ends the trial, not the search: it is reported as the metric ``fault``, with the stack trace in the
@@ -42,6 +44,7 @@ def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_d
         cache_dir: folder of cached teachers.
         home: working directory of the search, to which the paths of the configuration are relative and in which
             networks of the user's own may lie; Tune has put the worker elsewhere.
+        shared: a run in the middle of the space (JSON text), which stands for the others.
     """
     logging.getLogger("hksd").setLevel(logging.ERROR)
     out = folder(Path(search), assignment["number"])
@@ -56,7 +59,8 @@ def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_d
         if Path(home).is_dir():  # not on a node of a cluster that shares no files
             os.chdir(home)
         config = from_tree(json.loads(assignment["config"]))
-        fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch)
+        middle = from_tree(json.loads(shared))
+        fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch, shared=middle)
     except Exception as error:  # whatever a trial meets, the search goes on
         out.mkdir(parents=True, exist_ok=True)
         (out / FAULT_FILE).write_text(traceback.format_exc())

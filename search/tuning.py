@@ -180,10 +180,9 @@ def concurrent_trials(space: Space) -> int:
 def tune_trials(ledger: Ledger, data: DataSet, folder: Path, cache_dir: Path, epochs: int) -> None:
     """Train what the ledger hands out until it hands out no more."""
     resources = {"cpu": ledger.space.search.resources.cpu, "gpu": gpus_per_trial(ledger.space)}
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, data=data, search=str(folder), cache_dir=str(cache_dir), home=str(Path.cwd())),
-        resources,
-    )
+    places = {"search": str(folder), "cache_dir": str(cache_dir), "home": str(Path.cwd())}
+    middle = json.dumps(dump(ledger.space.middle({})))
+    trainable = tune.with_resources(tune.with_parameters(run_trial, data=data, shared=middle, **places), resources)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(

@@ -122,13 +122,19 @@ class Batches:
         starts = list(range(0, len(self), batch_size))
         return starts[:-1] if batch_size > 1 and len(starts) > 1 and len(self) - starts[-1] == 1 else starts
 
-    def augmented(self, epoch: int, batch_size: int, order_seed: int) -> Iterator[Batch]:
+    def augmented(self, epoch: int, batch_size: int, order_seed: int, view: int | None = None) -> Iterator[Batch]:
         """Yield one epoch of cropped and flipped batches, in an order drawn from (order_seed, epoch).
+
+        Args:
+            epoch: number of the epoch, from 0.
+            batch_size: images per batch.
+            order_seed: seed of the order.
+            view: which crops and flips; default those of the epoch.
 
         Raises:
             DataError: a streamed image has vanished or is damaged (here and in the methods below).
         """
-        bits = views(self.seed, epoch, self.index)
+        bits = views(self.seed, epoch if view is None else view, self.index)
         generator = torch.Generator().manual_seed((order_seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(len(self), generator=generator)
         pieces = [order[start:end] for start, end in pairwise([*self._starts(batch_size), len(self)])]
@@ -136,6 +142,13 @@ class Batches:
             for rows, images in zip(pieces, found, strict=True):
                 at = rows.to(self.device)
                 yield Batch(self._normalise(images), self.labels[at], at)
+
+    def ordered(self, view: int, batch_size: int) -> Iterator[Tensor]:
+        """Yield the images of a view once, cropped and flipped, in their own order: (B, channels, H, W), float32."""
+        pieces = torch.split(torch.arange(len(self)), batch_size)
+        with closing(self.pixels.augmented(pieces, views(self.seed, view, self.index))) as found:
+            for images in found:
+                yield self._normalise(images)
 
     def plain(self, batch_size: int) -> Iterator[Batch]:
         """Yield all images once, in order, neither cropped nor flipped."""

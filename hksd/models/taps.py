@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -35,7 +35,8 @@ class Out:
         embedding: (N, G), the vector that the classifier reads.
         stages: output of every stage, each (N, F, H, W).
         blocks: output of every block, per stage, each (N, F, H, W).
-        squeezed: squeezed vectors of levels 1, 2, ... (teacher only, see `hksd.attention`).
+        squeezed: squeezed vectors of levels 1, 2, ..., each a list (teacher only, see `hksd.attention`).
+        digests: what terms keep of the maps, by the name of the `Digest` (teacher only, where its maps are not here).
         images: (N, channels, H, W), what the network was given (student only).
         index: (N,), int64, position of each image in the training split (student only; None where images have none).
     """
@@ -44,9 +45,15 @@ class Out:
     embedding: Tensor
     stages: Sequence[Tensor] = ()
     blocks: Sequence[Sequence[Tensor]] = ()
-    squeezed: Sequence[Tensor] = field(default=())
+    squeezed: Sequence[Sequence[Tensor]] = ()
+    digests: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     images: Tensor | None = None
     index: Tensor | None = None
+
+    def widened(self) -> Out:
+        """The same with logits and embedding in single precision (or better), which losses on them need."""
+        logits, embedding = (x.float() if x.itemsize < 4 else x for x in (self.logits, self.embedding))
+        return replace(self, logits=logits, embedding=embedding)
 
 
 class TappedNet(nn.Module, ABC):

@@ -237,7 +237,7 @@ class Adversarial(Term):
         elif self.config.input == "embedding":
             real, fake = teacher.embedding, self.adaptor(student.embedding)
         else:
-            real = F.normalize(join(tuple(map(tuple, teacher.squeezed)), self.depth, self.stages), dim=1)
+            real = F.normalize(join(teacher.squeezed, self.depth, self.stages), dim=1)
             fake = F.normalize(join(self.shared[0](student), self.depth), dim=1)
         noisy = F.dropout(fake, self.config.student_dropout) if self.config.student_dropout else fake
         return torch.cat([real.detach(), noisy])

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from hksd.models.taps import Out, TapShapes
-from hksd.terms.base import Stages, Term, TermConfig, Weight, pair_stages, require_teacher
-from hksd.terms.maps import full_precision, last_stages, same_grid, unit
+from hksd.terms.base import Digest, Grids, Stages, Term, TermConfig, Weight, pair_stages, require_teacher
+from hksd.terms.maps import full_precision, same_grid, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +26,33 @@ class AttentionTransferConfig(TermConfig):
     student_needs: ClassVar[frozenset[str]] = frozenset({"stages"})
     teacher_needs: ClassVar[frozenset[str]] = frozenset({"stages"})
 
+    def digest(self, student: Grids, teacher: Grids) -> Digest | None:
+        """The teacher's attention maps of all stages, where none would have to be pooled to a grid of the student."""
+        pairs = zip(reversed(student), reversed(teacher), strict=False)
+        if any(mine[0] < goal[0] or mine[1] < goal[1] for mine, goal in pairs):
+            return None
+        return Digest(self.digest_name, lambda out: [stage_map(maps, self.p) for maps in out.stages])
+
+    @property
+    def digest_name(self) -> str:
+        """Name of the digest."""
+        return f"attention p={self.p:g}"
+
     def build(self, student: TapShapes, teacher: TapShapes | None) -> Term:
         """See `TermConfig.build`."""
-        return AttentionTransfer(self.p, pair_stages("attention_transfer", student, teacher, self.stages))
+        return AttentionTransfer(self, pair_stages("attention_transfer", student, teacher, self.stages))
 
 
 def attention_map(maps: Tensor, p: float = 2.0) -> Tensor:
     """``normalise(vec(mean_channels |F|^p))`` of maps (N, F, H, W): unit vectors (N, H * W)."""
     powers = maps.square() if p == 2 else maps.abs().pow(p)
     return unit(powers.mean(1).flatten(1), 1)
+
+
+@full_precision
+def stage_map(maps: Tensor, p: float = 2.0) -> Tensor:
+    """`attention_map` of maps (N, F, H, W) on their grid: (N, H, W)."""
+    return attention_map(maps, p).reshape(len(maps), *maps.shape[2:])
 
 
 @full_precision
@@ -44,9 +63,14 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, p: float = 2.0) ->
 
     Args:
         student: maps (N, F, H, W).
-        teacher: maps (N, F', H', W').
+        teacher: maps (N, F', H', W'), or their `stage_map` (N, H', W').
         p: power, >= 1.
     """
+    if teacher.dim() == 3:
+        height, width = teacher.shape[1:]
+        if student.shape[2:] != (height, width):
+            student = F.adaptive_avg_pool2d(student, (height, width))
+        return (attention_map(student, p) - teacher.flatten(1)).square().mean()
     student, teacher = same_grid(student, teacher)
     return (attention_map(student, p) - attention_map(teacher, p)).square().mean()
 
@@ -54,11 +78,13 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, p: float = 2.0) ->
 class AttentionTransfer(Term):
     """`attention_transfer_loss`, summed over the last `count` stages."""
 
-    def __init__(self, p: float, count: int):
+    def __init__(self, config: AttentionTransferConfig, count: int):
         super().__init__()
-        self.p, self.count = p, count
+        self.config, self.count = config, count
 
     def forward(self, student: Out, teacher: Out | None, target: Tensor) -> Tensor:
         """See `Term.forward`."""
-        pairs = last_stages(student, require_teacher(teacher), self.count)
-        return torch.stack([attention_transfer_loss(mine, goal, self.p) for mine, goal in pairs]).sum()
+        known = require_teacher(teacher)
+        goals = known.digests.get(self.config.digest_name, known.stages)
+        pairs = zip(student.stages[-self.count :], goals[-self.count :], strict=True)
+        return torch.stack([attention_transfer_loss(mine, goal, self.config.p) for mine, goal in pairs]).sum()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -55,6 +55,22 @@ class NeedsByKnob:
         return self.default if config is None else self.needs(config)
 
 
+@dataclass(frozen=True)
+class Digest:
+    """What a term takes from the teacher's maps, image by image, and small enough to be stored in their place.
+
+    Attributes:
+        name: tells it from others; has every knob that it depends on.
+        make: taps of the teacher -> tensors, each (N, ...).
+    """
+
+    name: str
+    make: Callable[[Out], Sequence[Tensor]]
+
+
+Grids = Sequence[tuple[int, int]]  # height and width of each stage's maps
+
+
 @dataclass(frozen=True, kw_only=True)
 class TermConfig(Section, ABC):
     """Knobs of a term. Subclasses add theirs; every term has a weight and a schedule for it."""
@@ -73,6 +89,14 @@ class TermConfig(Section, ABC):
     def data_needs(self) -> frozenset[str]:
         """What the term must know of the data beyond images: ``labels``, ``index`` (images that come again)."""
         return frozenset()
+
+    def digest(self, student: Grids, teacher: Grids) -> Digest | None:
+        """What to store of the teacher's maps for a run of two networks with these grids; None: the maps themselves.
+
+        `forward` finds it in `Out.digests` where the teacher's knowledge comes from a store, and must give the same
+        value as from the maps.
+        """
+        return None
 
     def tells_classes(self) -> bool:
         """Whether the term alone makes a classifier of the student."""

@@ -7,6 +7,7 @@ can be closed by these convolutions instead of the student.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 
 from hksd.errors import UserError
 from hksd.models.taps import Out, TapShapes
-from hksd.terms.base import Stages, Term, TermConfig, pair_stages, require_teacher
+from hksd.terms.base import Digest, Grids, Stages, Term, TermConfig, pair_stages, require_teacher
 from hksd.terms.maps import adaptor, full_precision, same_grid
+
+DIGEST = "flows"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,10 @@ class FspConfig(TermConfig):
     student_needs: ClassVar[frozenset[str]] = frozenset({"stages"})
     teacher_needs: ClassVar[frozenset[str]] = frozenset({"stages"})
 
+    def digest(self, student: Grids, teacher: Grids) -> Digest | None:
+        """The teacher's Gram matrices of all pairs of consecutive stages."""
+        return Digest(DIGEST, lambda out: fsp_matrices(out.stages))
+
     def build(self, student: TapShapes, teacher: TapShapes | None) -> Term:
         """See `TermConfig.build`."""
         assert teacher is not None
@@ -46,6 +53,7 @@ class FspConfig(TermConfig):
         return Fsp([adaptor(mine, goal) for mine, goal in channels])
 
 
+@full_precision
 def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
     """Gram matrix ``F_1 F_2^T / (H W)`` of two stages, (N, F1, F2).
 
@@ -57,7 +65,11 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
     return first.flatten(2) @ second.flatten(2).transpose(1, 2) / (first.shape[2] * first.shape[3])
 
 
-@full_precision
+def fsp_matrices(stages: Sequence[Tensor]) -> list[Tensor]:
+    """`fsp_matrix` of every pair of consecutive stages, each map (N, F, H, W)."""
+    return [fsp_matrix(first, second) for first, second in pairwise(stages)]
+
+
 def fsp_loss(first_student: Tensor, second_student: Tensor, first_teacher: Tensor, second_teacher: Tensor) -> Tensor:
     """``mean (G_S - G_T)^2`` of the `fsp_matrix` of two stages of each network, over batch and entries.
 
@@ -79,7 +91,7 @@ class Fsp(Term):
 
     def forward(self, student: Out, teacher: Out | None, target: Tensor) -> Tensor:
         """See `Term.forward`."""
-        count = len(self.adaptors)
-        mine = [adapt(maps) for adapt, maps in zip(self.adaptors, student.stages[-count:], strict=True)]
-        pairs = zip(pairwise(mine), pairwise(require_teacher(teacher).stages[-count:]), strict=True)
-        return torch.stack([fsp_loss(*ours, *theirs) for ours, theirs in pairs]).sum()
+        count, known = len(self.adaptors), require_teacher(teacher)
+        mine = fsp_matrices([adapt(maps) for adapt, maps in zip(self.adaptors, student.stages[-count:], strict=True)])
+        goals = known.digests[DIGEST][1 - count :] if DIGEST in known.digests else fsp_matrices(known.stages[-count:])
+        return torch.stack([(one - goal).square().mean() for one, goal in zip(mine, goals, strict=True)]).sum()

@@ -132,7 +132,7 @@ class Squeeze(Term):
             weight = config.level_decay ** (level - 1) if config.levels == "all" else 1.0
             distance = squeeze_loss(
                 join(mine, level),
-                join(tuple(map(tuple, goal)), level, self.stages),
+                join(goal, level, self.stages),
                 normalize=config.normalize,
                 metric=config.metric,
             )

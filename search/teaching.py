@@ -1,0 +1,63 @@
+"""What commands say and do about the teacher's knowledge, before anything is trained with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hksd import knowledge, loop, precision
+from hksd.config import RunConfig
+from hksd.data import DataSet
+from hksd.data.augment import batches_of
+from hksd.teacher import Teacher
+from search.console import Display
+
+
+class Teaching:
+    """The knowledge that a run, or the trials of a search, will take from a teacher.
+
+    Args:
+        config: the run, or the one in the middle of the space.
+        data: its images.
+        teacher: its teacher.
+        cache_dir: folder of cached teachers.
+    """
+
+    def __init__(self, config: RunConfig, data: DataSet, teacher: Teacher, cache_dir: Path):
+        device = loop.resolve_device(config.train.device)
+        self.precision = precision.resolve(config.train.precision, device)
+        self.source = knowledge.source(
+            config, data, teacher.to(device), self.precision, folder=cache_dir / teacher.key, shared=config
+        )
+        self.config, self.batches = config, batches_of(data.train, data, config.data, device, augment=True)
+        self.cost: knowledge.Cost | None = None
+        if isinstance(self.source, knowledge.Stored):
+            with self._threads():
+                self.cost = knowledge.cost(self.source, self.batches)
+
+    def _threads(self) -> Any:
+        config = self.config
+        return loop.isolated(config.seed, config.train.threads, loop.resolve_device(config.train.device))
+
+    def __str__(self) -> str:
+        if self.cost is None:
+            return f"the teacher works in every step: {'; '.join(self.source.why)}"
+        return f"knowledge of the teacher: {self.cost}"
+
+    def facts(self) -> dict[str, Any]:
+        """The same for machines."""
+        kind = "live" if self.cost is None else "cached"
+        found: dict[str, Any] = {"knowledge": kind, "why": list(self.source.why), "precision": self.precision.reason}
+        return found | (asdict(self.cost) if self.cost else {})
+
+    def build(self, display: Display, count: int | None) -> int:
+        """Build the first `count` views (default all) that are missing; returns how many views there are now."""
+        if not isinstance(self.source, knowledge.Stored):
+            return 0
+        count = self.source.count if count is None else min(count, self.source.count)
+        with self._threads():
+            for view in range(count):
+                self.source.get(view, self.batches)
+                display.step("computing the teacher's knowledge", view + 1, count, unit="view")
+        return count if self.source.keep else 0
