@@ -13,7 +13,6 @@ knowledge). Differences are those of equal seeds, with the half width of their 9
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import time
@@ -27,7 +26,7 @@ import torch
 from common import STOCK
 
 from hksd import data as datasets
-from hksd.config import TrainConfig, from_tree
+from hksd.config import from_tree
 from hksd.schema import apply_overrides
 
 REFERENCE = "reference"
@@ -116,12 +115,6 @@ def train_all(jobs: list[Run], options: argparse.Namespace, *, test: bool) -> di
         return dict(zip(jobs, pool.map(one, jobs), strict=True))
 
 
-def sides() -> list[str]:
-    """The sides whose knobs this version has."""
-    have = {knob.name for knob in dataclasses.fields(TrainConfig)}
-    return [side for side, knobs in SIDES.items() if knobs.keys() <= have]
-
-
 def judged(runs: dict[Run, dict[str, float]], best: Mapping[str, float], seeds: int) -> dict[str, Any]:
     """Test accuracy and time of every side at its learning rate, and the differences."""
     scores = {s: [runs[s, lr, seed]["test_accuracy"] for seed in range(seeds)] for s, lr in best.items()}
@@ -155,9 +148,9 @@ def main() -> None:
     options = parser.parse_args()
     facts = {"config": common.without_places(base(options))}
     facts["teacher_val_accuracy"] = common.alone(prepare, base(options), str(options.runs))
-    grid = train_all([(side, lr, 0) for side in sides() for lr in options.lrs], options, test=False)
+    grid = train_all([(side, lr, 0) for side in SIDES for lr in options.lrs], options, test=False)
     tuning = [{"side": side, "lr": lr, **found} for (side, lr, _), found in grid.items()]
-    best = {side: max(options.lrs, key=lambda lr: grid[side, lr, 0]["val_accuracy"]) for side in sides()}
+    best = {side: max(options.lrs, key=lambda lr: grid[side, lr, 0]["val_accuracy"]) for side in SIDES}
     runs = train_all([(side, best[side], seed) for seed in range(options.seeds) for side in best], options, test=True)
     lines = [{"side": side, "lr": lr, "seed": seed, **found} for (side, lr, seed), found in runs.items()]
     result = judged(runs, best, options.seeds)

@@ -56,19 +56,18 @@ class Turns:
         """Start the clock anew, so that what was prepared until here is in no sample."""
         self.cpu = cpu_seconds()
 
-    def __call__(self, images: int, images_per_s: float, share: float = 1.0) -> bool:
+    def __call__(self, images: int, seconds: float) -> bool:
         """Give a sample and wait.
 
         Args:
             images: training images since the last sample.
-            images_per_s: by the wall clock, training alone.
-            share: training's share of the time since the last sample (the rest is validation).
+            seconds: wall-clock time that they took.
 
         Returns:
             True when no further sample is wanted.
         """
-        spent = (cpu_seconds() - self.cpu) * share
-        self.pipe.send({"images_per_s": images_per_s, "images_per_cpu_s": images / spent, "cpu_s": spent})
+        spent = cpu_seconds() - self.cpu
+        self.pipe.send({"images_per_s": images / seconds, "images_per_cpu_s": images / spent, "cpu_s": spent})
         ended = self.pipe.recv() == "end"
         self.cpu = cpu_seconds()
         return ended

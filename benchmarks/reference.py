@@ -160,7 +160,9 @@ class Reference:
         torch.manual_seed(config.seed)
         self.config, self.data = config, data
         self.student = models.make(config.student.spec(), **shape_of(data))
-        self.teacher = teacher.eval().requires_grad_(False) if teacher else None
+        self.teacher = (
+            teacher.eval().requires_grad_(False).to(memory_format=torch.contiguous_format) if teacher else None
+        )
         self.attention = attention.eval().requires_grad_(False) if attention else None
         self.losses = losses(self.student) if losses else PlainLosses(config)
         train, crop, flip = config.train, config.data.crop, config.data.flip

@@ -19,7 +19,6 @@ One thread: look at images per CPU second, which other load hardly disturbs. Mor
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from common import STOCK, Sample, Side, Turns
 
 from hksd import data as datasets
 from hksd import models
-from hksd.config import RunConfig, TrainConfig, from_tree
+from hksd.config import RunConfig, from_tree
 from hksd.data import DataSet, Split
 from hksd.models.taps import TappedNet
 
@@ -52,19 +51,15 @@ TERMS: dict[str, dict[str, Any]] = {
 }
 EPOCHS = 100_000  # more than any side is asked for
 SETTLE_BATCHES = 4
-
-
-def ladder() -> dict[str, dict[str, Any]]:
-    """Our sides, as far as this version has their knobs."""
-    have = {knob.name for knob in dataclasses.fields(TrainConfig)}
-    return {name: knobs for name, knobs in LADDER.items() if knobs.keys() <= have} or {"as it is": {}}
+VALIDATION = 40  # images; few, because our side's time includes validation and the reference's does not
 
 
 def configuration(options: argparse.Namespace, pair: str, terms: str, batch: int, threads: int) -> dict[str, Any]:
     """The run that all sides of a comparison share."""
     teacher, _, student = pair.partition(":")
+    total = options.images + VALIDATION
     return {
-        "data": {"name": "cifar10", "root": options.root or "none", "limit": options.limit},
+        "data": {"name": "cifar10", "root": options.root or "none", "limit": total, "validation": VALIDATION / total},
         "teacher": {"model": teacher},
         "student": {"model": student},
         "terms": TERMS[terms],
@@ -117,13 +112,13 @@ def plain(turns: Turns, tree: dict[str, Any], root: str | None, weights: str, wo
     turns.begin()
     while True:
         epoch = run.train_epoch()
-        if turns(epoch.loss.count, epoch.images_per_s):
+        if turns(epoch.loss.count, epoch.seconds):
             break
 
 
 def ours(turns: Turns, tree: dict[str, Any], root: str | None, weights: str, cache_dir: str) -> None:
     """hksd's side; what it imports stays out of the reference's process."""
-    from hksd import loop, train
+    from hksd import loop, memory, train
     from hksd.outcome import EpochReport
     from hksd.teacher import Teacher
 
@@ -131,12 +126,11 @@ def ours(turns: Turns, tree: dict[str, Any], root: str | None, weights: str, cac
     data = images_of(config, root)
     network = models.make(config.teacher.spec(), **loop.image_shape(data))  # type: ignore[union-attr]
     network.load_state_dict(torch.load(weights, weights_only=True))
+    memory.lay_out(network, torch.channels_last)
     teacher = Teacher(network.eval().requires_grad_(False), None, 0.0, (), "untrained", True)
 
     def on_epoch(report: EpochReport) -> Any:
-        count = len(data.train)
-        share = count / report.images_per_s / report.seconds
-        return "stop" if turns(count, report.images_per_s, share) else None
+        return "stop" if turns(len(data.train), report.seconds) else None
 
     turns.begin()
     train.fit(config, data=data, teacher=teacher, cache_dir=Path(cache_dir), on_epoch=on_epoch)
@@ -152,7 +146,7 @@ def compare(options: argparse.Namespace, tree: dict[str, Any]) -> list[dict[str,
         for workers in options.workers:
             name = REFERENCE + (f", {workers} workers" if workers else "")
             sides.append(Side(name, plain, tree, options.root, weights, workers, environment=STOCK))
-        for name, knobs in ladder().items():
+        for name, knobs in LADDER.items():
             warm[name] = knobs.get("views", 0) + 1
             changed = {**tree, "train": {**tree["train"], **knobs}}
             sides.append(Side(name, ours, changed, options.root, weights, folder))
@@ -188,7 +182,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 8], help="DataLoader workers of the references")
     parser.add_argument("--rounds", type=int, default=5, help="samples of every side after its warm-up")
-    parser.add_argument("--limit", type=int, default=2560, help="images; a tenth is validation")
+    parser.add_argument("--images", type=int, default=2560, help="training images of an epoch, which is a sample")
     options = parser.parse_args()
     lines: list[dict[str, Any]] = []
     start = time.time()

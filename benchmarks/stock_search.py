@@ -106,7 +106,7 @@ def trial(drawn: dict[str, Any], *, space: Space, data: DataSet, teacher: Teache
         mlflow.end_run()
 
 
-def search(space: Space, runs: Path, trials: int, cores: int, logging: str) -> list[dict[str, Any]]:
+def search(space: Space, runs: Path, trials: int, cores: int, logging: str, reuse: bool) -> list[dict[str, Any]]:
     """Run the search; returns one entry per trial, by the time of its end."""
     middle, settings = space.middle({}), space.search
     data = datasets.load(middle.data)
@@ -132,6 +132,7 @@ def search(space: Space, runs: Path, trials: int, cores: int, logging: str) -> l
                 search_alg=OptunaSearch(partial(drawn, space), metric="val_accuracy", mode="max", seed=settings.seed),
                 scheduler=scheduler,
                 num_samples=trials,
+                reuse_actors=reuse,
             ),
             run_config=tune.RunConfig(
                 name="stock",
@@ -168,11 +169,15 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="default those of the space")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--mlflow", choices=["callback", "trial", "none"], default="callback")
+    parser.add_argument(
+        "--reuse", action="store_true", help="TuneConfig.reuse_actors (Tune's default: a process per trial)"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE")
     options = parser.parse_args()
     space = spaces.load(options.space, options.set)
     options.runs.mkdir(parents=True, exist_ok=True)
-    found = search(space, options.runs, options.trials or space.search.trials, options.cores, options.mlflow)
+    trials = options.trials or space.search.trials
+    found = search(space, options.runs, trials, options.cores, options.mlflow, options.reuse)
     print(json.dumps(found))
 
 
