@@ -1,4 +1,4 @@
-"""What a GPU gives: students per second and the share of its roofline, trials per hour when packed, time to an accuracy.
+"""What a GPU gives: images per second and the share of its roofline, trials per hour when packed, time to an accuracy.
 
 Three parts, each through the real `hksd.train.fit` with the terms ce + kd + attention_transfer:
 
@@ -44,7 +44,7 @@ TERMS: dict[str, Any] = {"ce": {"weight": 0.1}, "kd": {"weight": 0.9}, "attentio
 TIMEOUT = 3600  # seconds that a process waits for the others to have started
 
 
-def configuration(options: argparse.Namespace, student: str, **train: Any) -> RunConfig:
+def configuration(options: argparse.Namespace, student: str, seed: int = 0, **knobs: Any) -> RunConfig:
     """A run on whole CIFAR-10."""
     return from_tree(
         {
@@ -52,8 +52,8 @@ def configuration(options: argparse.Namespace, student: str, **train: Any) -> Ru
             "teacher": {"model": options.teacher, "epochs": options.teacher_epochs, "lr": 0.2},
             "student": {"model": student},
             "terms": TERMS,
-            "train": {"precision": "auto", "knowledge": "cached", "device": "cuda", "lr": options.lr, **train},
-            "seed": train.pop("seed", 0),
+            "train": {"precision": "auto", "knowledge": "cached", "device": "cuda", "lr": options.lr, **knobs},
+            "seed": seed,
         }
     )
 
@@ -109,8 +109,11 @@ def one_of_many(options: argparse.Namespace, together: Barrier, seconds: Any) ->
             start = time.perf_counter()
 
     config = configuration(options, options.students[0], epochs=options.rounds + 1, views=1, batch_size=128)
-    train.fit(config, cache_dir=options.runs / "teachers", on_epoch=on_epoch)
-    torch.cuda.synchronize()
+    try:
+        train.fit(config, cache_dir=options.runs / "teachers", on_epoch=on_epoch)
+    except BaseException:
+        together.abort()  # or the others would wait for this one
+        raise
     seconds.put(time.perf_counter() - start)
 
 
@@ -133,7 +136,7 @@ def packing(options: argparse.Namespace, data: DataSet) -> list[dict[str, Any]]:
         line = {"student": options.students[0], "together": count, "batch": 128, "epoch_s": epoch_s}
         line["trials_per_hour"] = count * 3600 / (epoch_s * options.epochs)
         line["images_per_s"] = count * len(data.train) / epoch_s
-        lines.append({**line, "gain": line["trials_per_hour"] / lines[0].get("trials_per_hour", float("nan"))})
+        lines.append(line)
         print(common.rounded(lines[-1]), flush=True)
     return lines
 
@@ -142,11 +145,11 @@ def accuracy(options: argparse.Namespace, data: DataSet) -> list[dict[str, Any]]
     """Seconds of training until the level is reached, for every student over seeds."""
     lines = []
     for student in options.students:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for seed in range(options.seeds):
             reports: list[EpochReport] = []
             start = time.perf_counter()
-            config = configuration(options, student, epochs=options.epochs, batch_size=options.batch[0], seed=seed)
+            config = configuration(options, student, seed, epochs=options.epochs, batch_size=options.batch[0])
             train.fit(config, data=data, cache_dir=options.runs / "teachers", on_epoch=reports.append)
             row = {"seed": seed, "total_s": time.perf_counter() - start, "val_accuracy": reports[-1].val_accuracy}
             rows.append({**row, "device_s": until(reports, options.level)})

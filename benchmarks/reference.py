@@ -28,6 +28,7 @@ from hksd.attention import HierarchicalAttention
 from hksd.config import RunConfig, load
 from hksd.data import DataSet, Split
 from hksd.data.torchvision_guard import import_datasets
+from hksd.memory import lay_out
 from hksd.models.taps import Out, TappedNet
 
 import_datasets()  # torchvision loads after this, whatever build it is
@@ -160,9 +161,9 @@ class Reference:
         torch.manual_seed(config.seed)
         self.config, self.data = config, data
         self.student = models.make(config.student.spec(), **shape_of(data))
-        self.teacher = (
-            teacher.eval().requires_grad_(False).to(memory_format=torch.contiguous_format) if teacher else None
-        )
+        self.teacher = teacher.eval().requires_grad_(False) if teacher else None
+        if self.teacher:
+            lay_out(self.teacher, torch.contiguous_format)
         self.attention = attention.eval().requires_grad_(False) if attention else None
         self.losses = losses(self.student) if losses else PlainLosses(config)
         train, crop, flip = config.train, config.data.crop, config.data.flip
