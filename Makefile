@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SPACE  ?= quickstart
+DATA   ?=
 STAMP  := $(VENV)/.installed
 
-.PHONY: search test test-slow lint clean
+.PHONY: search test test-slow lint bench clean
 
 search: $(STAMP)  ## search the embedded data set and export the best student (SPACE=cifar10 for another space)
 	$(BIN)/hksd search $(SPACE)
@@ -20,6 +21,16 @@ test-slow: $(STAMP)  ## also the long proofs
 lint: $(STAMP)
 	$(BIN)/ruff check hksd search tests benchmarks
 	$(BIN)/mypy
+
+# Settings that two idle cores get through in about 20 minutes; figures to publish take the defaults of each file.
+BENCH  := $(BIN)/python benchmarks
+RESULT := benchmarks/results/quick
+
+bench: $(STAMP)  ## benchmarks that need no GPU, on an idle machine (DATA=PATH_TO_CIFAR10, else noise and digits)
+	$(BENCH)/step.py --out $(RESULT)/step.json --terms kd+at --batch 64 --rounds 3 --images 1280 $(DATA:%=--root %)
+	$(BENCH)/accuracy.py --out $(RESULT)/accuracy.json --lrs 0.1 0.2 --seeds 3 $(if $(DATA),--root $(DATA) \
+		--set data.limit=2000 --set teacher.epochs=10)
+	$(BENCH)/search_speed.py --out $(RESULT)/search.json --trials 16 --seeds 1
 
 # The stamp is older than pyproject.toml after a change of the dependencies, and only then is anything installed again.
 $(STAMP): pyproject.toml
