@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import optuna
 
 from hksd import budget, config, models, schema
 from hksd.errors import ConfigError, UserError, unknown
+from hksd.knowledge import live_because
 from hksd.modes import MODES, ModeEntry
 from hksd.terms import TERMS, TermEntry
 from search import alternatives
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from search.cli import Output
 
 SHARE_DRAWS = 300
+BACKWARD = 3  # a training step costs about three forward passes
 DATASETS = {
     "digits": "scikit-learn's handwritten digits, 1,797 images of 8x8, embedded",
     "cifar10": "A. Krizhevsky 2009; torchvision's files, Hugging Face parquet files or class folders in data.root",
@@ -119,9 +122,9 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
         sizes = [budget.size(draw.student, **shape) for draw in drawn]
         largest = spaces.check_feasible(space, shape)
         share = sum(not spaces.within(space.search.limits, size) for size in sizes) / draws
-        problem = None
+        problem, knowledge = None, _knowledge(drawn, sizes, shape)
     except UserError as error:
-        sizes, share, largest, problem = [], None, None, str(error)
+        sizes, share, largest, problem, knowledge = [], None, None, str(error), None
     plain = list(space.alternatives.values()) or [space]
     drawable = list(dict.fromkeys(".".join(map(str, path)) for one in plain for path in one.ranges))
     distinct = len({config.config_hash(draw) for draw in drawn})
@@ -134,6 +137,7 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
         "distinct": distinct,
         "draws": draws,
         "largest_student": config.dump(largest) if largest else None,
+        "knowledge": knowledge,
         "samples": [config.canonical(draw) for draw in drawn[:samples]],
     }
 
@@ -157,6 +161,8 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
                 else ""
             )
         say(f"{distinct} of {draws} random draws are different configurations")
+        if knowledge:
+            _show_knowledge(say, knowledge)
         for number, draw in enumerate(drawn[:samples]):
             flat = config.flatten(config.canonical(draw))
             mine = {key: flat[key] for key in drawable if key in flat}
@@ -167,6 +173,37 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
             )
 
     output.give(facts, show)
+
+
+def _knowledge(drawn: list[config.RunConfig], sizes: list[budget.Size], shape: dict[str, int]) -> dict[str, Any] | None:
+    """For which share of the draws the teacher has to work in every step, why, and what that costs by FLOPs."""
+    why: dict[str, int] = defaultdict(int)
+    times: list[float] = []
+    for draw, size in zip(drawn, sizes, strict=True):
+        if draw.teacher is None or not draw.terms.teacher_needs:
+            continue
+        asked = ["train.knowledge is live"] if draw.train.knowledge == "live" else []
+        for reason in (reasons := live_because(draw, **shape) or asked):
+            why[reason] += 1
+        if reasons:
+            times.append(1 + budget.size(draw.teacher, **shape).flops / (BACKWARD * size.flops))
+    return {
+        "live_share": len(times) / len(drawn),
+        "live_because": {reason: count / len(drawn) for reason, count in sorted(why.items())},
+        "live_cost": median(times) if times else None,
+    }
+
+
+def _show_knowledge(say: Any, knowledge: dict[str, Any]) -> None:
+    if not knowledge["live_share"]:
+        say("no draw needs the teacher at work in every step: what it knows of each view is computed once for all")
+        return
+    say(
+        f"{knowledge['live_share']:.0%} of the draws have the teacher at work in every step, which makes a step "
+        f"{knowledge['live_cost']:.1f} times as long by FLOPs (median); the others share what it knows of each view"
+    )
+    for reason, share in knowledge["live_because"].items():
+        say(f"  {reason}: {share:.0%}")
 
 
 def _draw(space: spaces.Space, trial: optuna.Trial) -> config.RunConfig | None:
