@@ -103,9 +103,9 @@ def key_of(config: DataConfig, states: Iterable[FileState]) -> str | None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
     """Make the folder and keep other processes out of it; False, with a warning, where that cannot be."""
-    lock, fault = FileLock(folder / ".lock"), None
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock, fault, missing = FileLock(folder / ".lock"), None, list[Path]()
     try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
