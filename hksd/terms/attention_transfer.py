@@ -9,9 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from hksd.kernels import energy
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Stages, Term, TermConfig, Weight, pair_stages, require_teacher
-from hksd.terms.maps import full_precision, last_stages, same_grid, unit
+from hksd.terms.maps import HALF, last_stages, same_grid, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +33,10 @@ class AttentionTransferConfig(TermConfig):
 
 def attention_map(maps: Tensor, p: float = 2.0) -> Tensor:
     """``normalise(vec(mean_channels |F|^p))`` of maps (N, F, H, W): unit vectors (N, H * W)."""
-    powers = maps.square() if p == 2 else maps.abs().pow(p)
-    return unit(powers.mean(1).flatten(1), 1)
+    powers = energy(maps) if p == 2 else maps.abs().pow(p).mean(1)
+    return unit(powers.flatten(1), 1)
 
 
-@full_precision
 def attention_transfer_loss(student: Tensor, teacher: Tensor, p: float = 2.0) -> Tensor:
     """Mean squared difference of the attention maps of one stage, over batch and positions.
 
@@ -47,7 +47,8 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, p: float = 2.0) ->
         teacher: maps (N, F', H', W').
         p: power, >= 1.
     """
-    student, teacher = same_grid(student, teacher)
+    if p != 2 or student.shape[2:] != teacher.shape[2:]:
+        student, teacher = (maps.float() if maps.dtype in HALF else maps for maps in same_grid(student, teacher))
     return (attention_map(student, p) - attention_map(teacher, p)).square().mean()
 
 
