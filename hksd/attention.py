@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hksd.errors import UserError
+from hksd.kernels import blend, compare
 from hksd.models.taps import Out, TapShapes
 
 LEVELS = 3
@@ -92,11 +93,12 @@ class Attend(nn.Module):
         count = items.shape[2]
         if self.query is None:
             attention = g.new_full((items.shape[0], count), 1 / count)
-            pooled = items.mean(2, dtype=g.dtype)
+            pooled = blend(items, attention.to(items.dtype))
             return (pooled if adapt is None else pooled @ adapt.T), attention
         query = self.query(g)
-        attention = torch.softmax(self._scores(items, query, adapt) / self.spec.temperature, 1)
-        pooled = torch.bmm(items, attention[:, :, None])[:, :, 0]
+        scores = self._scores(items, query, adapt).to(g.dtype)  # differences of scores need more than bfloat16
+        attention = torch.softmax(scores / self.spec.temperature, 1)
+        pooled = blend(items, attention.to(items.dtype))
         if adapt is not None:
             pooled = pooled @ adapt.T
         if self.spec.attend == "fused":
@@ -107,7 +109,7 @@ class Attend(nn.Module):
         """Compatibility (N, P) of every item with the query (N, F)."""
         if self.spec.compatibility == "dot":
             key = query if adapt is None else query @ adapt
-            return torch.bmm(key[:, None], items)[:, 0] / math.sqrt(query.shape[1])
+            return compare(items, key.to(items.dtype)) / math.sqrt(query.shape[1])
         assert self.score is not None
         if self.spec.compatibility == "additive_linear":
             weight = self.score if adapt is None else self.score @ adapt

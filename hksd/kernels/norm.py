@@ -62,7 +62,7 @@ def _fits(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None) -> bool:
         and norm.weight.dtype == norm.running_mean.dtype == torch.float32
         and not (norm.training and x.numel() == x.shape[1])  # torch raises: one value per channel
         and not (norm._forward_hooks or norm._forward_pre_hooks)
-        and not _watched()
+        and not watched()
         and library() is not None
     )
 
@@ -78,7 +78,7 @@ def _ordinary(x: Tensor) -> bool:
     )
 
 
-def _watched() -> bool:
+def watched() -> bool:
     """Whether something records or replaces torch's operations, which would not see the kernel."""
     return (
         torch.compiler.is_compiling()

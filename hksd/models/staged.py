@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from hksd.kernels import average
 from hksd.models.taps import Out, TappedNet, TapShapes
 
 LARGE_IMAGE = 64  # pixels; from here on the stem halves the image, so that the first stage sees at most ~32 rows
@@ -86,5 +87,5 @@ class StagedNet(TappedNet):
                 x = block(x)
                 maps.append(x)
             blocks.append(maps[-show:])
-        embedding = self.descriptor(self.tail(x).mean((2, 3)))
+        embedding = self.descriptor(average(self.tail(x)).to(self.classifier.weight.dtype))
         return Out(self.classifier(embedding), embedding, [maps[-1] for maps in blocks], blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from hksd.kernels import energy
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Digest, Grids, Stages, Term, TermConfig, Weight, pair_stages, require_teacher
-from hksd.terms.maps import full_precision, same_grid, unit
+from hksd.terms.maps import HALF, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +47,15 @@ class AttentionTransferConfig(TermConfig):
 
 def attention_map(maps: Tensor, p: float = 2.0) -> Tensor:
     """``normalise(vec(mean_channels |F|^p))`` of maps (N, F, H, W): unit vectors (N, H * W)."""
-    powers = maps.square() if p == 2 else maps.abs().pow(p)
-    return unit(powers.mean(1).flatten(1), 1)
+    powers = energy(maps) if p == 2 else _wide(maps).abs().pow(p).mean(1)
+    return unit(powers.flatten(1), 1)
 
 
-@full_precision
 def stage_map(maps: Tensor, p: float = 2.0) -> Tensor:
     """`attention_map` of maps (N, F, H, W) on their grid: (N, H, W)."""
     return attention_map(maps, p).reshape(len(maps), *maps.shape[2:])
 
 
-@full_precision
 def attention_transfer_loss(student: Tensor, teacher: Tensor, p: float = 2.0) -> Tensor:
     """Mean squared difference of the attention maps of one stage, over batch and positions.
 
@@ -67,12 +67,19 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, p: float = 2.0) ->
         p: power, >= 1.
     """
     if teacher.dim() == 3:
-        height, width = teacher.shape[1:]
-        if student.shape[2:] != (height, width):
-            student = F.adaptive_avg_pool2d(student, (height, width))
-        return (attention_map(student, p) - teacher.flatten(1)).square().mean()
-    student, teacher = same_grid(student, teacher)
+        return (attention_map(_pooled(student, teacher.shape[1:]), p) - teacher.flatten(1)).square().mean()
+    student, teacher = _pooled(student, teacher.shape[2:]), _pooled(teacher, student.shape[2:])
     return (attention_map(student, p) - attention_map(teacher, p)).square().mean()
+
+
+def _wide(maps: Tensor) -> Tensor:
+    return maps.float() if maps.dtype in HALF else maps
+
+
+def _pooled(maps: Tensor, grid: Sequence[int]) -> Tensor:
+    """Maps averaged down to `grid` where that is smaller."""
+    height, width = (min(own, other) for own, other in zip(maps.shape[2:], grid, strict=True))
+    return maps if maps.shape[2:] == (height, width) else F.adaptive_avg_pool2d(_wide(maps), (height, width))
 
 
 class AttentionTransfer(Term):

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from hksd.errors import UserError
+from hksd.kernels import aligned
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Term, TermConfig, Weight, pair_stages, require_teacher
 from hksd.terms.maps import adaptor, full_precision, same_grid
@@ -112,5 +113,5 @@ class FitNet(Term):
 
     def forward(self, student: Out, teacher: Out | None, target: Tensor) -> Tensor:
         """See `Term.forward`."""
-        mine, goal = same_grid(student.stages[-self.stage], require_teacher(teacher).stages[-self.stage])
+        mine, goal = same_grid(aligned(student.stages[-self.stage]), require_teacher(teacher).stages[-self.stage])
         return fitnet_loss(self.regressor(mine), goal)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hksd.kernels import aligned
 from hksd.models.taps import Out
 
 P = ParamSpec("P")
@@ -60,4 +61,5 @@ def adaptor(channels: int, goal: int) -> nn.Module:
 
 def last_stages(student: Out, teacher: Out, count: int) -> list[tuple[Tensor, Tensor]]:
     """The last `count` stages of both networks, paired, each (N, F, H, W)."""
-    return list(zip(student.stages[-count:], teacher.stages[-count:], strict=True))
+    mine = [aligned(stage) for stage in student.stages[-count:]]
+    return list(zip(mine, teacher.stages[-count:], strict=True))
