@@ -20,12 +20,15 @@ from hksd.config import from_tree
 from hksd.data import DataSet
 from hksd.outcome import EpochReport
 from hksd.train import fit
+from search import gpu
 from search.records import trial_folder
 
 FAULT_FILE = "fault.txt"
 
 
-def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_dir: str, home: str) -> None:
+def run_trial(
+    assignment: dict[str, Any], *, data: DataSet, search: str, cache_dir: str, home: str, share: float = 0.0
+) -> None:
     """Train one assignment.
 
     A fault ends the trial, not the search: it is reported as the metric ``fault``, with the stack trace in the
@@ -38,6 +41,7 @@ def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_d
         cache_dir: folder of cached teachers.
         home: working directory of the search, to which the paths of the configuration are relative and in which
             networks of the user's own may lie; Tune has put the worker elsewhere.
+        share: share of a GPU that the trial may use, 0 for none.
     """
     logging.getLogger("hksd").setLevel(logging.ERROR)
     out = trial_folder(Path(search), assignment["number"])
@@ -52,7 +56,9 @@ def run_trial(assignment: dict[str, Any], *, data: DataSet, search: str, cache_d
         if Path(home).is_dir():  # not on a node of a cluster that shares no files
             os.chdir(home)
         config = from_tree(json.loads(assignment["config"]))
-        fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch)
+        gpu.guarded(
+            lambda: fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch), config, share
+        )
     except Exception as error:  # whatever a trial meets, the search goes on
         out.mkdir(parents=True, exist_ok=True)
         (out / FAULT_FILE).write_text(traceback.format_exc())
