@@ -128,7 +128,7 @@ def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[s
         begin = time.perf_counter()
         tuning.start_ray(None)
         ray_s = time.perf_counter() - begin
-        concurrent_trials = tuning.concurrent_trials(space)
+        concurrent_trials = tuning.concurrent_trials(space, 0.0)
         mine, everybody = processor_seconds()
         begin = time.perf_counter()
         tuning.tune_trials(ledger, data, folder.resolve(), runs / "teachers", 1, trial=trivial())

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hksd import checkpoint, evaluate, memory, models, precision
+from hksd import checkpoint, evaluate, memory, models, precision, process
 from hksd.config import RunConfig, TrainConfig, config_hash, dump_yaml
 from hksd.data import DataSet
 from hksd.data.augment import Batch, Batches, batches_of
@@ -82,16 +82,12 @@ def resolve_device(name: str) -> torch.device:
 
 @contextmanager
 def isolated(seed: int, threads: int, device: torch.device) -> Iterator[None]:
-    """Give a run its own random state and number of threads; the caller's are restored."""
-    before = torch.get_num_threads()
+    """Give a run its own random states and number of threads; the caller's come back, with all settings of torch."""
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with process.restored(seed), torch.random.fork_rng(devices=devices):
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        yield
 
 
 def image_shape(data: DataSet) -> dict[str, int]:

@@ -277,7 +277,7 @@ def section_fields(kind: Any) -> dict[str, Any]:
     """Field name -> type of a section; optional sections are unwrapped, mappings of sections list their members."""
     for option in (kind, *get_args(kind)):
         if dataclasses.is_dataclass(option):
-            return dict(_field_types(option))
+            return dict(_field_types(option))  # type: ignore[arg-type]
         if hasattr(get_origin(option) or option, "section_types"):
             return dict(option.section_types())
     return {}

@@ -132,7 +132,7 @@ def search(
         interrupt.ledger = ledger
         status = "FAILED"
         try:
-            _train(ledger, data, folder, runs, address)
+            _train(ledger, data, folder, runs, address, display)
             status = "FINISHED"
         except KeyboardInterrupt:
             ledger.stopping = True
@@ -155,15 +155,18 @@ def search(
         return _outcome(found, start, where, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
 
 
-def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str | None) -> None:
+def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str | None, display: Display) -> None:
     """Start Ray and train; Ray is imported only here, after its environment is set."""
     ray_env.prepare(address)
     from search import tuning
 
     tuning.start_ray(address)
     try:
-        epochs = int(ledger.space.tree["train"]["epochs"])
-        tuning.tune_trials(ledger, data, folder.resolve(), (runs / TEACHERS).resolve(), epochs)
+        epochs, teachers_at = int(ledger.space.tree["train"]["epochs"]), (runs / TEACHERS).resolve()
+        packing = tuning.pack(ledger, data, teachers_at)
+        if packing.reason:
+            display.line(packing.reason)
+        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, epochs, packing.gpu)
     finally:
         tuning.stop_ray()
 

@@ -48,9 +48,11 @@ class Resources(Section):
 
     cpu: Annotated[int, Field(ge=1, description="CPU cores of a trial")] = 1
     gpu: Annotated[
-        float | None,
-        Field(ge=0, description="GPUs of a trial, fractions allowed; default 1 where there are GPUs, else 0"),
-    ] = None
+        Literal["auto"] | Annotated[float, Field(ge=0)],
+        Field(
+            description="GPUs of a trial, fractions allowed; auto: a dry run on a GPU decides, 0 where there is none"
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 SEEN, BEST = 500, 100  # trials that the sampler sees, and how many of them are the best; TPE models the best 25 apart
 
 
-class Journal(BaseJournalBackend):
+class Journal(BaseJournalBackend):  # type: ignore[misc]
     """A journal file of one writer: read once, and appended to, record by record or many at once."""
 
     def __init__(self, path: Path):
@@ -62,7 +62,7 @@ class Journal(BaseJournalBackend):
                 self._file.append_logs(held)
 
 
-class StudyStorage(JournalStorage):
+class StudyStorage(JournalStorage):  # type: ignore[misc]
     """Storage of a study for the process that runs its search (see the module).
 
     Args:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hksd.config import from_tree
 from hksd.data import DataSet
 from hksd.outcome import EpochReport
 from hksd.train import fit
+from search import gpu
 from search.records import trial_folder
 
 FAULT_FILE = "fault.txt"
@@ -38,7 +40,14 @@ class Warnings(logging.Handler):
 
 
 def run_trial(
-    assignment: dict[str, Any], *, data: DataSet, search: str, cache_dir: str, home: str, shared: str
+    assignment: dict[str, Any],
+    *,
+    data: DataSet,
+    search: str,
+    cache_dir: str,
+    home: str,
+    shared: str,
+    share: float = 0.0,
 ) -> None:
     """Train one assignment.
 
@@ -53,6 +62,7 @@ def run_trial(
         home: working directory of the search, to which the paths of the configuration are relative and in which
             networks of the user's own may lie; Tune has put the worker elsewhere.
         shared: a run in the middle of the space (JSON text), which stands for the others.
+        share: share of a GPU that the trial may use, 0 for none.
     """
     out = trial_folder(Path(search), assignment["number"])
     epoch = 0
@@ -70,8 +80,16 @@ def run_trial(
         if Path(home).is_dir():  # not on a node of a cluster that shares no files
             os.chdir(home)
         config = from_tree(json.loads(assignment["config"]))
-        middle = from_tree(json.loads(shared))
-        fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch, shared=middle)
+        train = partial(
+            fit,
+            config,
+            data=data,
+            out_dir=out,
+            cache_dir=Path(cache_dir),
+            on_epoch=on_epoch,
+            shared=from_tree(json.loads(shared)),
+        )
+        gpu.guarded(train, config, share)
     except Exception as error:  # whatever a trial meets, the search goes on
         out.mkdir(parents=True, exist_ok=True)
         (out / FAULT_FILE).write_text(traceback.format_exc())

@@ -17,6 +17,8 @@ from ray.tune.search import Searcher
 from hksd.config import dump
 from hksd.data import DataSet
 from hksd.errors import UserError
+from search import packing
+from search.packing import Packing, Usage
 from search.searcher import Ledger
 from search.space import Space
 from search.trial import run_trial
@@ -156,22 +158,28 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def gpus_per_trial(space: Space) -> float:
-    """GPUs of one trial: as the space says, else 1 where Ray sees GPUs and the run may use them."""
-    asked = space.search.resources.gpu
-    if asked is not None:
-        return asked
-    wants = str(space.tree["train"].get("device", "auto")) != "cpu"
-    return 1.0 if wants and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+def pack(ledger: Ledger, data: DataSet, cache_dir: Path) -> Packing:
+    """Find out how many trials share a GPU (`search.packing`), with a dry run where the space leaves it open."""
+    space, have = ledger.space, ray.cluster_resources()
+
+    def try_out() -> Usage:
+        config = space.middle({"student": dump(next(iter(ledger.arms.values())).student)})
+        run = ray.remote(num_gpus=1, max_calls=1)(packing.measured)  # its process ends and leaves no memory occupied
+        usage: Usage = ray.get(run.remote(config, data, cache_dir))
+        return usage
+
+    wanted = str(space.tree["train"].get("device", "auto")) != "cpu"
+    cpus = int(have.get("CPU", 0) // space.search.resources.cpu)
+    return packing.chosen(space.search.resources.gpu, wanted, have.get("GPU", 0), cpus, try_out)
 
 
-def concurrent_trials(space: Space) -> int:
-    """Trials at once: what the resources allow, at most `search.concurrent`.
+def concurrent_trials(space: Space, gpu: float) -> int:
+    """Trials at once, each with that many GPUs: what the resources allow, at most `search.concurrent`.
 
     Raises:
         UserError: not even one trial fits.
     """
-    have, resources, gpu = ray.cluster_resources(), space.search.resources, gpus_per_trial(space)
+    have, resources = ray.cluster_resources(), space.search.resources
     fit = int(have.get("CPU", 0) // resources.cpu)
     if gpu:
         fit = min(fit, int(have.get("GPU", 0) / gpu + 1e-9))
@@ -189,20 +197,32 @@ def tune_trials(
     folder: Path,
     cache_dir: Path,
     epochs: int,
+    gpu: float = 0.0,
     trial: Callable[..., None] = run_trial,
 ) -> None:
-    """Train what the ledger hands out until it hands out no more; `trial` takes the arguments of `run_trial`."""
-    resources = {"cpu": ledger.space.search.resources.cpu, "gpu": gpus_per_trial(ledger.space)}
-    places = {"search": str(folder), "cache_dir": str(cache_dir), "home": str(Path.cwd())}
-    middle = json.dumps(dump(ledger.space.middle({})))
-    trainable = tune.with_resources(tune.with_parameters(trial, data=data, shared=middle, **places), resources)
+    """Train what the ledger hands out until it hands out no more.
+
+    Args:
+        ledger: hands out trials.
+        data: their images.
+        folder: folder of the search.
+        cache_dir: folder of cached teachers.
+        epochs: epochs of every trial.
+        gpu: GPUs of a trial.
+        trial: what trains one; takes the arguments of `run_trial`.
+    """
+    fixed = {"search": str(folder), "cache_dir": str(cache_dir), "home": str(Path.cwd()), "share": gpu}
+    fixed["shared"] = json.dumps(dump(ledger.space.middle({})))
+    trainable = tune.with_resources(
+        tune.with_parameters(trial, data=data, **fixed), {"cpu": ledger.space.search.resources.cpu, "gpu": gpu}
+    )
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=LedgerSearcher(ledger),
             scheduler=Halving(ledger, epochs),
             num_samples=-1,
-            max_concurrent_trials=concurrent_trials(ledger.space),
+            max_concurrent_trials=concurrent_trials(ledger.space, gpu),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
