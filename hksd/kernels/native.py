@@ -36,7 +36,12 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get(SWITCH) == "0":
         return None
     try:
-        return _declared(ctypes.CDLL(str(_compiled())))
+        path = _compiled()
+        try:
+            return _declared(ctypes.CDLL(str(path)))
+        except (OSError, AttributeError):  # damaged in the cache
+            path.unlink(missing_ok=True)
+            return _declared(ctypes.CDLL(str(_compiled())))
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         log.debug("kernels are not used: %s", error)
         return None

@@ -87,5 +87,6 @@ class StagedNet(TappedNet):
                 x = block(x)
                 maps.append(x)
             blocks.append(maps[-show:])
-        embedding = self.descriptor(average(self.tail(x)).to(self.classifier.weight.dtype))
+        pooled = average(self.tail(x)).to(self.classifier.weight.dtype)  # type: ignore[arg-type]
+        embedding = self.descriptor(pooled)
         return Out(self.classifier(embedding), embedding, [maps[-1] for maps in blocks], blocks)
