@@ -31,6 +31,8 @@ bench: $(STAMP)  ## benchmarks that need no GPU, on an idle machine (DATA=PATH_T
 	$(BENCH)/accuracy.py --out $(RESULT)/accuracy.json --lrs 0.05 0.1 --seeds 3 $(if $(DATA),--root $(DATA) \
 		--set data.limit=2000 --set teacher.epochs=10)
 	$(BENCH)/search_speed.py --out $(RESULT)/search.json --trials 16 --seeds 1
+	$(BENCH)/scale.py --out $(RESULT)/scale.json --trials 10 100
+	$(if $(DATA),$(BENCH)/data.py --root $(DATA) --out $(RESULT)/data.json)
 
 # The stamp is older than pyproject.toml after a change of the dependencies, and only then is anything installed again.
 $(STAMP): pyproject.toml
