@@ -16,6 +16,7 @@ from typing import Any
 
 from ray import tune
 
+from hksd import process
 from hksd.config import from_tree
 from hksd.data import DataSet
 from hksd.outcome import EpochReport
@@ -52,13 +53,15 @@ def run_trial(
         epoch = report.epoch
         tune.report({"number": assignment["number"], **dataclasses.asdict(report)})
 
+    def train() -> None:
+        fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch)
+
     try:
-        if Path(home).is_dir():  # not on a node of a cluster that shares no files
-            os.chdir(home)
         config = from_tree(json.loads(assignment["config"]))
-        gpu.guarded(
-            lambda: fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch), config, share
-        )
+        with process.restored(config.seed):  # networks are also built, and looked at, before and after the training
+            if Path(home).is_dir():  # not on a node of a cluster that shares no files
+                os.chdir(home)
+            gpu.guarded(train, config, share)
     except Exception as error:  # whatever a trial meets, the search goes on
         out.mkdir(parents=True, exist_ok=True)
         (out / FAULT_FILE).write_text(traceback.format_exc())
