@@ -84,9 +84,8 @@ def resolve_device(name: str) -> torch.device:
 def isolated(seed: int, threads: int, device: torch.device) -> Iterator[None]:
     """Give a run its own random states and number of threads; the caller's come back, with all settings of torch."""
     devices = [device] if device.type == "cuda" else []
-    with process.restored(seed), torch.random.fork_rng(devices=devices):
+    with process.restored(seed, devices):
         torch.set_num_threads(threads)
-        torch.manual_seed(seed)
         yield
 
 

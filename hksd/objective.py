@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from hksd import models
+from hksd import models, process
 from hksd.config import RunConfig, Terms
 from hksd.models import NetworkSpec
 from hksd.models.taps import Out, TapShapes
@@ -31,7 +31,8 @@ def verify(config: RunConfig, *, in_channels: int, classes: int, image_size: int
 
 @functools.cache  # a search asks for the same few networks at every draw
 def _shapes(spec: NetworkSpec, in_channels: int, classes: int, image_size: int) -> TapShapes:
-    return models.sketch(spec, in_channels=in_channels, classes=classes, image_size=image_size).shapes
+    with process.restored(0):  # what a user's network sets while it is built
+        return models.sketch(spec, in_channels=in_channels, classes=classes, image_size=image_size).shapes
 
 
 class Objective(nn.Module):

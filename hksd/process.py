@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,21 +42,25 @@ SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 
 
 @contextmanager
-def restored(seed: int) -> Iterator[None]:
-    """Seed Python's and NumPy's noise; afterwards put back the noise and all `SETTINGS`.
+def restored(seed: int, devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Seed all noise (Python's, NumPy's, torch's); afterwards put back the noise and all `SETTINGS`.
 
-    torch's own noise is not touched (see `torch.random.fork_rng`).
+    Args:
+        seed: the seed, 0 to 2^63 - 1.
+        devices: GPUs whose noise comes back too.
     """
     before = [read() for read, _ in SETTINGS]
     python, numpy = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.clear_autocast_cache()
-        for (read, write), value in zip(SETTINGS, before, strict=True):
-            if read() != value:
-                write(value)
+    with torch.random.fork_rng(devices=devices):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.clear_autocast_cache()
+            for (read, write), value in zip(SETTINGS, before, strict=True):
+                if read() != value:
+                    write(value)

@@ -11,12 +11,12 @@ import json
 import logging
 import os
 import traceback
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from hksd import process
 from hksd.config import from_tree
 from hksd.data import DataSet
 from hksd.outcome import EpochReport
@@ -73,23 +73,19 @@ def run_trial(
         told = {"warnings": warnings.texts} if warnings.texts else {}
         tune.report({"number": assignment["number"], **dataclasses.asdict(report), **told})
 
+    def train() -> None:
+        middle = from_tree(json.loads(shared))
+        fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch, shared=middle)
+
     log, warnings = logging.getLogger("hksd"), Warnings()
     log.addHandler(warnings)
     log.propagate = False
     try:
-        if Path(home).is_dir():  # not on a node of a cluster that shares no files
-            os.chdir(home)
         config = from_tree(json.loads(assignment["config"]))
-        train = partial(
-            fit,
-            config,
-            data=data,
-            out_dir=out,
-            cache_dir=Path(cache_dir),
-            on_epoch=on_epoch,
-            shared=from_tree(json.loads(shared)),
-        )
-        gpu.guarded(train, config, share)
+        with process.restored(config.seed):  # networks are also built, and looked at, before and after the training
+            if Path(home).is_dir():  # not on a node of a cluster that shares no files
+                os.chdir(home)
+            gpu.guarded(train, config, share)
     except Exception as error:  # whatever a trial meets, the search goes on
         out.mkdir(parents=True, exist_ok=True)
         (out / FAULT_FILE).write_text(traceback.format_exc())
