@@ -12,7 +12,6 @@ SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study and MLflow have it all
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the old reporter is silent, the new one still prints a banner
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # the study is what a search resumes from; a snapshot has all trials in it
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",  # a draw made ahead of its time knows less
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial without a GPU of its own must not see one
 }
 

@@ -216,13 +216,17 @@ def tune_trials(
     trainable = tune.with_resources(
         tune.with_parameters(trial, data=data, **fixed), {"cpu": ledger.space.search.resources.cpu, "gpu": gpu}
     )
+    concurrent = concurrent_trials(ledger.space, gpu)
+    # All workers start together. When one starts alone and another comes free meanwhile, Tune hands that one over and
+    # takes the start back, over and over: with short trials only one worker ever trains.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(concurrent))
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=LedgerSearcher(ledger),
             scheduler=Halving(ledger, epochs),
             num_samples=-1,
-            max_concurrent_trials=concurrent_trials(ledger.space, gpu),
+            max_concurrent_trials=concurrent,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),

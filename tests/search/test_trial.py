@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hksd.config import TrainConfig, dump
+from hksd.config import dump
 
 Make = Callable[..., Any]
 
@@ -55,7 +54,8 @@ def train(number, search):
     reports = []
     trial.tune.report = reports.append
     assignment = {"number": number, "config": json.dumps(configs[number])}
-    trial.run_trial(assignment, data=data, search=str(search), cache_dir=cache, home=str(home))
+    shared = json.dumps(configs[0])
+    trial.run_trial(assignment, data=data, search=str(search), cache_dir=cache, home=str(home), shared=shared)
     weights = trial_folder(search, number) / "student.safetensors"
     tensors = sorted(load_file(weights).items()) if weights.exists() else []
     digest = hashlib.sha256(b"".join(value.tobytes() for _, value in tensors)).hexdigest() if tensors else None
@@ -76,7 +76,7 @@ def ended(child: Make, make_config: Make, cache_dir: Path, tmp_path_factory: pyt
     """What each worker says: the first trained all trials, forwards and backwards, each other one a single trial."""
     home = tmp_path_factory.mktemp("home")
     (home / "careless.py").write_text(CARELESS)
-    precise = {"precision": "float32"} if "precision" in {field.name for field in fields(TrainConfig)} else {}
+    precise = {"precision": "float32"}
     sections: list[dict[str, Any]] = [
         {"terms": {"ce": {}, "squeeze": {"depth": 2}, "adversarial": {"warmup_epochs": 1}}, "seed": 3},
         {"student": {"model": "careless:small", "width": 1.0}, "seed": 4},
