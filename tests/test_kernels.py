@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hksd import memory, models
-from hksd.kernels import Layers, native, norm_act
+from hksd.kernels import Layers, branch, native, norm_act
 from hksd.kernels import norm as normalisation
 from hksd.kernels.maps import aligned, average, blend, compare, energy
 
@@ -378,3 +378,35 @@ assert native.library() is not None
 print(len({line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}))
 """
     assert child(code).communicate()[0].strip() == "1"
+
+
+# --- two convolutions of the same maps
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("size", "stride"), [((8, 8), 2), ((7, 9), 2), ((7, 7), 3)], ids=str)
+def test_a_branch_is_its_two_convolutions(size: tuple[int, int], stride: int, dtype: torch.dtype) -> None:
+    main, side = nn.Conv2d(5, 6, 3, stride, 1, bias=False), nn.Conv2d(5, 7, 1, stride, bias=False)
+    exact = [copy.deepcopy(conv).double() for conv in (main, side)]
+    x = maps(3, 5, *size, dtype=dtype)
+    wide = x.detach().double().requires_grad_()
+    found, expected = branch(main.to(dtype), side.to(dtype), x), [conv(wide) for conv in exact]
+    for one, two in zip(found, expected, strict=True):
+        assert relative(one, two) < (1e-5 if dtype == torch.float32 else 1e-2)
+    slopes = [torch.randn(part.shape) for part in expected]
+    torch.autograd.backward(found, [slope.to(dtype) for slope in slopes])
+    torch.autograd.backward(expected, [slope.double() for slope in slopes])
+    assert relative(x.grad, wide.grad) < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert x.grad.is_contiguous(memory_format=LAST)
+
+
+@needs_kernels
+def test_a_branch_leaves_what_its_maps_came_from_and_other_uses_of_them_alone() -> None:
+    main, side = nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 1, 2)
+    x, again = maps(2, 4, 6, 6), maps(2, 4, 6, 6)
+    before = x.detach().clone()
+    sum(part.sum() for part in (*branch(main, side, x), x.square())).backward()
+    sum(part.sum() for part in (main(again), side(again), again.square())).backward()
+    assert torch.equal(x.detach(), before)
+    torch.testing.assert_close(x.grad, again.grad)

@@ -23,9 +23,9 @@ import torch
 from filelock import FileLock
 
 SWITCH = "HKSD_KERNELS"
-SOURCE = Path(__file__).with_name("norm.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("norm.c", "stride.c"))
 # No -ffast-math: what is not a number must stay visible. Contraction into fused multiply-adds is the default.
-FLAGS = ("-O2", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-w")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-w")
 COMPILER_SECONDS = 60
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _compile(command: Sequence[str], path: Path) -> None:
     """Compile and link against the OpenMP runtime that torch has loaded, so that both share one pool of threads."""
     runtime = _openmp()
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    link = ["-shared", "-nodefaultlibs", str(SOURCE), "-o", str(fresh), str(runtime), "-lm", "-lc", "-lgcc"]
+    link = ["-shared", "-nodefaultlibs", *map(str, SOURCES), "-o", str(fresh), str(runtime), "-lm", "-lc", "-lgcc"]
     try:
         subprocess.run([*command, *link], check=True, capture_output=True, timeout=COMPILER_SECONDS)
         fresh.replace(path)
@@ -113,7 +113,13 @@ def _openmp() -> Path:
 def _key(command: Sequence[str]) -> str:
     """Hash of everything that the compiled code depends on."""
     version = subprocess.run([command[0], "--version"], check=True, capture_output=True, timeout=COMPILER_SECONDS)
-    parts = [SOURCE.read_bytes(), " ".join(command).encode(), version.stdout, _processor(), str(_openmp()).encode()]
+    parts = [
+        *(source.read_bytes() for source in SOURCES),
+        " ".join(command).encode(),
+        version.stdout,
+        _processor(),
+        str(_openmp()).encode(),
+    ]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -134,10 +140,12 @@ def _cache_folder() -> Path:
 
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
-    """Tell ctypes the arguments of every function; the comments of norm.c name them."""
+    """Tell ctypes the arguments of every function; the comments in C name them."""
     pointer, count, number, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
     found.norm_forward.argtypes = [*[pointer] * 9, count, count, number, number, flag, flag]
     found.norm_backward.argtypes = [*[pointer] * 11, count, count, flag, flag]
+    found.add_at_stride.argtypes = [pointer, pointer, *[count] * 5, flag, flag]
+    found.add_at_stride.restype = None
     for function in (found.norm_forward, found.norm_backward):
         function.restype = flag
     return found

@@ -50,10 +50,10 @@ def _plain(norm: nn.Module, x: Tensor, residual: Tensor | None, relu: bool) -> T
 def _fits(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None) -> bool:
     """Whether the kernel does for these inputs what torch would do."""
     return (
-        _ordinary(x)
+        ordinary(x)
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
-        and (residual is None or (_ordinary(residual) and residual.shape == x.shape))
+        and (residual is None or (ordinary(residual) and residual.shape == x.shape))
         and type(norm) is nn.BatchNorm2d
         and norm.affine
         and norm.momentum is not None
@@ -67,7 +67,7 @@ def _fits(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None) -> bool:
     )
 
 
-def _ordinary(x: Tensor) -> bool:
+def ordinary(x: Tensor) -> bool:
     """Whether `x` is a real map in memory, no stand-in of a transform or an export."""
     return (
         type(x) in (Tensor, nn.Parameter)
@@ -91,7 +91,7 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _like(tensor: Tensor, model: Tensor) -> Tensor:
+def like(tensor: Tensor, model: Tensor) -> Tensor:
     """`tensor` with type and layout of the maps `model`."""
     return tensor.to(model.dtype).contiguous(memory_format=torch.channels_last)
 
@@ -124,7 +124,7 @@ class _NormAct(torch.autograd.Function):
         kernels = library()
         assert kernels is not None
         if residual is not None:
-            residual = _like(residual, x)
+            residual = like(residual, x)
         y = torch.empty_like(x)
         mean, invstd = torch.empty_like(weight), torch.empty_like(weight)
         flags = (x.dtype == torch.bfloat16) * HALF | relu * RELU | batch * BATCH
@@ -143,7 +143,7 @@ class _NormAct(torch.autograd.Function):
             return (*_differentiable(ctx, grads[0]), None, None)
         kernels = library()
         assert kernels is not None
-        grad = _like(grads[0], x)
+        grad = like(grads[0], x)
         gx = torch.empty_like(x) if wants_x else None
         masked = torch.empty_like(x) if gate is not None else None
         gweight, gbias = torch.empty_like(weight), torch.empty_like(bias)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from hksd.kernels import Layers, norm_act
+from hksd.kernels import Layers, branch, norm_act
 from hksd.models.staged import LARGE_IMAGE, StagedNet, scaled, stem_stride
 
 BASE_CHANNELS = (16, 32, 64)
@@ -27,6 +27,15 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return Layers(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+def _branches(conv: nn.Conv2d, shortcut: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """``conv(x), shortcut(x)``."""
+    if not isinstance(shortcut, Layers):
+        return conv(x), shortcut(x)
+    project, norm = shortcut
+    y, kept = branch(conv, project, x)  # type: ignore[arg-type]
+    return y, norm_act(norm, kept, relu=False)  # type: ignore[arg-type]
 
 
 class BasicBlock(nn.Module):
@@ -42,8 +51,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, F_in, H, W)."""
-        y = norm_act(self.norm1, self.conv1(x))
-        return norm_act(self.norm2, self.conv2(y), self.shortcut(x))
+        y, kept = _branches(self.conv1, self.shortcut, x)
+        return norm_act(self.norm2, self.conv2(norm_act(self.norm1, y)), kept)
 
 
 class Bottleneck(nn.Module):
@@ -62,9 +71,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, F_in, H, W)."""
-        y = norm_act(self.norm1, self.conv1(x))
-        y = norm_act(self.norm2, self.conv2(y))
-        return norm_act(self.norm3, self.conv3(y), self.shortcut(x))
+        y, kept = _branches(self.conv1, self.shortcut, x)
+        y = self.conv2(norm_act(self.norm1, y))
+        return norm_act(self.norm3, self.conv3(norm_act(self.norm2, y)), kept)
 
 
 class CifarResNet(StagedNet):
