@@ -257,6 +257,7 @@ def search(
 @app.command(epilog="Example: `hksd status first`")
 def status(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a search.")],
+    last: Annotated[int, typer.Option(min=0, help="Newest trials to list; 0 for all.")] = 50,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:
@@ -272,7 +273,10 @@ def status(
     best = found.best
 
     def show(out: Console) -> None:
-        out.print(console.trials([r for r in found.records if r.status not in ("rejected", "duplicate")]))
+        trained = [r for r in found.records if r.status not in ("rejected", "duplicate")]
+        out.print(console.trials(trained[-last:]))  # -0: all
+        if 0 < last < len(trained):
+            out.print(f"{len(trained) - last} earlier trials are left out (--last 0 lists all)")
         out.print(console.comparison(found.rows()))
         out.print(
             ", ".join(f"{count} {key}" for key, count in tally.items() if count) or "no trial yet", highlight=False
