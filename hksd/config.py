@@ -169,17 +169,12 @@ class TrainConfig(Section):
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
             object.__setattr__(self, "nesterov", False)  # Nesterov's form of no momentum is plain SGD
+        if self.views is not None and self.views >= self.epochs:
+            object.__setattr__(self, "views", None)  # one for every epoch, as by default
 
     def dead_knobs(self) -> frozenset[str]:
-        """What cannot change a result: the device, `knowledge` that is not live, and knobs without effect here."""
-        dead = {"device"}
-        if self.schedule == "cosine":
-            dead |= {"milestones", "gamma"}
-        if self.knowledge != "live":
-            dead.add("knowledge")  # auto and cached give the same numbers
-        if self.views is None or self.views >= self.epochs:
-            dead.add("views")
-        return frozenset(dead)
+        """`milestones` and `gamma` belong to the multistep schedule; the device is a place, not a setting."""
+        return frozenset({"device", *(("milestones", "gamma") if self.schedule == "cosine" else ())})
 
 
 class Terms(Mapping[str, TermConfig]):

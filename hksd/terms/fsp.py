@@ -53,7 +53,6 @@ class FspConfig(TermConfig):
         return Fsp([adaptor(mine, goal) for mine, goal in channels])
 
 
-@full_precision
 def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
     """Gram matrix ``F_1 F_2^T / (H W)`` of two stages, (N, F1, F2).
 
@@ -65,9 +64,12 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
     return first.flatten(2) @ second.flatten(2).transpose(1, 2) / (first.shape[2] * first.shape[3])
 
 
+_exact = full_precision(fsp_matrix)
+
+
 def fsp_matrices(stages: Sequence[Tensor]) -> list[Tensor]:
-    """`fsp_matrix` of every pair of consecutive stages, each map (N, F, H, W)."""
-    return [fsp_matrix(first, second) for first, second in pairwise(stages)]
+    """`fsp_matrix` of every pair of consecutive stages, each map (N, F, H, W); in single precision or better."""
+    return [_exact(first, second) for first, second in pairwise(stages)]
 
 
 def fsp_loss(first_student: Tensor, second_student: Tensor, first_teacher: Tensor, second_teacher: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ def fsp_loss(first_student: Tensor, second_student: Tensor, first_teacher: Tenso
         first_teacher: maps with F1 channels, of any size.
         second_teacher: maps with F2 channels, of any size.
     """
-    return (fsp_matrix(first_student, second_student) - fsp_matrix(first_teacher, second_teacher)).square().mean()
+    return (_exact(first_student, second_student) - _exact(first_teacher, second_teacher)).square().mean()
 
 
 class Fsp(Term):

@@ -222,12 +222,12 @@ def test_attention_maps_that_would_have_to_shrink_for_the_student_are_not_stored
     assert term.digest([(8, 8), (2, 2)], [(8, 8), (4, 4)]) is None
 
 
-def test_where_knowledge_comes_from_changes_the_hash_only_where_it_changes_numbers(config: RunConfig) -> None:
+def test_what_changes_numbers_changes_the_hash_and_a_view_for_every_epoch_is_the_default(config: RunConfig) -> None:
     def changed(**train: Any) -> str:
         return config_hash(dataclasses.replace(config, train=dataclasses.replace(config.train, **train)))
 
     epochs = config.train.epochs
-    assert changed() == changed(knowledge="cached") == changed(views=epochs) == changed(views=epochs + 5)
+    assert changed() == changed(views=epochs) == changed(views=epochs + 5)
     assert len({changed(), changed(knowledge="live"), changed(views=1), changed(precision="bfloat16")}) == 4
 
 
