@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from hksd import loop
 from hksd.attention import LEVELS, AttentionSpec, HierarchicalAttention, join
-from hksd.config import TeacherConfig, TrainConfig
+from hksd.config import TeacherConfig
 from hksd.data.augment import Batches
 from hksd.models.taps import Out, TappedNet
 from hksd.precision import Precision
+from hksd.training import TrainConfig, learning_rate
 
 Progress = Callable[[str, int, int, float], None]  # (what, epoch, epochs, validation accuracy)
 
@@ -78,7 +79,7 @@ def train(
         steps = batches.steps(mine.batch_size)
         for step, batch in enumerate(batches.augmented(epoch, mine.batch_size, settings.seed)):
             for group in optimizer.param_groups:
-                group["lr"] = loop.learning_rate(schedule, (epoch + step / steps) / mine.epochs)
+                group["lr"] = learning_rate(schedule, (epoch + step / steps) / mine.epochs)
             out, logits = look(batch.images)
             loss = torch.stack([F.cross_entropy(one, batch.labels) for one in logits]).sum()
             if joint:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hksd import checkpoint, evaluate, memory, models, precision, process
-from hksd.config import RunConfig, TrainConfig, config_hash, dump_yaml
+from hksd.config import RunConfig, config_hash, dump_yaml
 from hksd.data import DataSet
 from hksd.data.augment import Batch, Batches, batches_of
 from hksd.errors import NonFiniteLossError, UserError
@@ -35,6 +35,7 @@ from hksd.modes import Generated, Modes, Prune, Robust
 from hksd.objective import Objective
 from hksd.outcome import EpochReport, OnEpoch, Result
 from hksd.terms.base import Setting
+from hksd.training import learning_rate
 
 CONFIG_FILE = "config.yaml"
 EVALUATION_BATCH = 512
@@ -56,13 +57,6 @@ class TeacherSource(Protocol):
 
     def look(self, images: Tensor) -> Out:
         """What the teacher says about any images (N, channels, H, W)."""
-
-
-def learning_rate(train: TrainConfig, progress: float) -> float:
-    """Learning rate after a share `progress` (0 to 1) of the run."""
-    if train.schedule == "cosine":
-        return 0.5 * train.lr * (1 + math.cos(math.pi * progress))
-    return train.lr * train.gamma ** sum(progress >= milestone for milestone in train.milestones)
 
 
 def resolve_device(name: str) -> torch.device:

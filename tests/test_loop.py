@@ -27,9 +27,9 @@ from hksd.config import RunConfig, TrainConfig, config_hash, load
 from hksd.data import DataSet, Split
 from hksd.data.augment import Batches, views
 from hksd.errors import NonFiniteLossError, RunError, UserError
-from hksd.loop import learning_rate
 from hksd.outcome import EpochReport, Result
 from hksd.train import fit
+from hksd.training import learning_rate
 
 Make = Callable[..., Any]
 EPOCHS = 4

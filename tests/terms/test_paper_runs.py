@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from hksd import config
-from hksd.loop import learning_rate
 from hksd.modes import MODES
 from hksd.objective import verify
 from hksd.terms import TERMS
+from hksd.training import learning_rate
 from search import space as spaces
 
 FILES = sorted((Path(spaces.__file__).resolve().parent.parent / "spaces" / "paper").glob("*.yaml"))
