@@ -29,7 +29,6 @@ from hksd.config import (
     RunConfig,
     TeacherConfig,
     Terms,
-    TrainConfig,
     canonical,
     content_hash,
 )
@@ -42,6 +41,7 @@ from hksd.models import user, zoo
 from hksd.models.taps import Out, TappedNet
 from hksd.terms.ce import CrossEntropyConfig
 from hksd.terms.squeeze import SqueezeConfig
+from hksd.training import TrainConfig
 
 FORMAT = 1  # of the cached files; part of their key
 log = logging.getLogger(__name__)

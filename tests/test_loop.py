@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from hksd import budget, checkpoint, evaluate, loop, train, weights
-from hksd.config import RunConfig, TrainConfig, config_hash, load
+from hksd.config import RunConfig, config_hash, load
 from hksd.data import DataSet, Split
 from hksd.data.augment import Batches, views
 from hksd.errors import NonFiniteLossError, RunError, UserError
 from hksd.outcome import EpochReport, Result
 from hksd.train import fit
-from hksd.training import learning_rate
+from hksd.training import TrainConfig, learning_rate
 
 Make = Callable[..., Any]
 EPOCHS = 4
