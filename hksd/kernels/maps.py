@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hksd.kernels.norm import watched
+from hksd.kernels.native import library
+from hksd.kernels.norm import ordinary, watched
 
 
 def average(maps: Tensor) -> Tensor:
@@ -65,6 +66,11 @@ def _by_position(maps: Tensor) -> Tensor | None:
     return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 
+def _native(maps: Tensor) -> bool:
+    """Whether the kernels take these channels_last maps."""
+    return ordinary(maps) and maps.numel() > 0 and library() is not None
+
+
 def _as_maps(rows: Tensor, shape: torch.Size) -> Tensor:
     """Rows (N, H * W, F) as channels_last maps of `shape`."""
     return rows.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
@@ -103,13 +109,24 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor) -> Tensor:
         ctx.save_for_backward(maps)
+        images, channels, height, width = maps.shape
+        if _native(maps):
+            means = maps.new_empty((images, height, width), dtype=torch.float32)
+            sizes = images * height * width, channels, maps.dtype == torch.bfloat16, torch.get_num_threads()
+            library().energy_forward(maps.data_ptr(), means.data_ptr(), *sizes)  # type: ignore[union-attr]
+            return means
         # A norm reads the maps once and squares in the wide type; there is no such sum of squares.
         norm: Tensor = torch.linalg.vector_norm(maps, dim=1, dtype=_wide(maps))
-        return norm.square() / maps.shape[1]
+        return norm.square() / channels
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (maps,) = ctx.saved_tensors
+        if _native(maps) and not torch.is_grad_enabled():
+            slopes, out = grads[0].contiguous(), torch.empty_like(maps)
+            sizes = slopes.numel(), maps.shape[1], maps.dtype == torch.bfloat16, torch.get_num_threads()
+            library().energy_backward(maps.data_ptr(), slopes.data_ptr(), out.data_ptr(), *sizes)  # type: ignore[union-attr]
+            return out
         rows = _by_position(maps)
         assert rows is not None
         slope = (grads[0] * (2 / maps.shape[1])).to(maps.dtype).flatten(1)[:, :, None]

@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 
 SWITCH = "HKSD_KERNELS"
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("norm.c", "stride.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("norm.c", "stride.c", "energy.c"))
 # No -ffast-math: what is not a number must stay visible. Contraction into fused multiply-adds is the default.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-w")
 COMPILER_SECONDS = 60
@@ -145,7 +145,10 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.norm_forward.argtypes = [*[pointer] * 9, count, count, number, number, flag, flag]
     found.norm_backward.argtypes = [*[pointer] * 11, count, count, flag, flag]
     found.add_at_stride.argtypes = [pointer, pointer, *[count] * 5, flag, flag]
-    found.add_at_stride.restype = None
+    found.energy_forward.argtypes = [pointer, pointer, count, count, flag, flag]
+    found.energy_backward.argtypes = [pointer, pointer, pointer, count, count, flag, flag]
+    for function in (found.add_at_stride, found.energy_forward, found.energy_backward):
+        function.restype = None
     for function in (found.norm_forward, found.norm_backward):
         function.restype = flag
     return found
