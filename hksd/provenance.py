@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from hksd.kernels import native
+
 PACKAGES = ("hksd", "torch", "torchvision", "numpy", "ray", "optuna", "mlflow")
 
 
@@ -28,12 +30,13 @@ def provenance() -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, usable cores and GPUs of this machine."""
+    """Processor, usable cores and GPUs of this machine, and whether it runs our kernels."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "gpus": gpus,
+        "kernels": native.library() is not None,
         "system": f"{platform.system()} {platform.machine()}",
     }
 

@@ -113,12 +113,13 @@ def search(
             )
         except KeyboardInterrupt:
             raise InterruptedSearch(resume_command) from None
-        facts = _facts(space, name, data, teacher)
+        teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
+        facts = _facts(space, name, data, teacher) | {"teaching": teaching.facts()}
         if resume:
             facts["space"] = open_search(runs, name).facts.get("space", facts["space"])
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         display.line(_teacher_line(facts["teacher"], teacher))
-        display.line(str(Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())))
+        display.line(str(teaching))
         uri = tracking.store(tracking_uri, runs)
         tracker = tracking.Tracker(uri, folder, name)
         tracker.start_search(_parent_params(space, facts), resolved(space))
@@ -246,6 +247,8 @@ def _parent_params(space: Space, facts: Mapping[str, Any]) -> dict[str, str]:
         "data.fingerprint": data["fingerprint"],
         "teacher": teacher["model"],
         "teacher.accuracy": str(teacher["accuracy"]),
+        "teacher.knowledge": facts["teaching"]["knowledge"],
+        "precision": facts["teaching"]["precision"],
         **{f"search.{key}": json.dumps(value) for key, value in dump(space.search).items()},
         **{f"range.{key}": value for key, value in ranges.items()},
     }

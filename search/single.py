@@ -9,7 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hksd import budget, loop
+import torch
+
+from hksd import budget, loop, precision
 from hksd import data as datasets
 from hksd import evaluate as scoring
 from hksd import teacher as teachers
@@ -22,6 +24,7 @@ from hksd.objective import verify
 from hksd.outcome import EpochReport
 from hksd.provenance import provenance
 from hksd.schema import read_yaml
+from search import gpu
 from search import space as spaces
 from search.console import Display, percent
 from search.results import load_student
@@ -99,6 +102,8 @@ def train_one(output: Output, name: str, overrides: list[str], out: Path | None,
 
     teacher = None
     try:
+        device = loop.resolve_device(config.train.device)
+        display.line(f"arithmetic: {precision.resolve(config.train.precision, device).reason}")
         if config.terms.teacher_needs:
             teacher = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher)
             display.line(
@@ -107,6 +112,8 @@ def train_one(output: Output, name: str, overrides: list[str], out: Path | None,
         result = training.fit(
             config, data=data, teacher=teacher, out_dir=out, on_epoch=on_epoch, cache_dir=runs / TEACHERS
         )
+    except torch.OutOfMemoryError as error:
+        raise gpu.memory_error(config, packed=False) from error
     finally:
         display.close()
     facts = training.summary(config, data, result)

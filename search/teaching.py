@@ -41,9 +41,10 @@ class Teaching:
         return loop.isolated(config.seed, config.train.threads, loop.resolve_device(config.train.device))
 
     def __str__(self) -> str:
-        if self.cost is None:
-            return f"the teacher works in every step: {'; '.join(self.source.why)}"
-        return f"knowledge of the teacher: {self.cost}"
+        known = f"the teacher works in every step: {'; '.join(self.source.why)}"
+        if self.cost is not None:
+            known = f"knowledge of the teacher: {self.cost}"
+        return f"{known}\narithmetic: {self.precision.reason}"
 
     def facts(self) -> dict[str, Any]:
         """The same for machines."""

@@ -201,18 +201,22 @@ class Cost:
         views: number V of views.
         view_bytes: size of one view.
         view_seconds: time of the teacher for one view, on this machine now.
+        fits: number of views for which the disk has room now; views that are there already are not counted.
     """
 
     views: int
     view_bytes: int
     view_seconds: float
+    fits: int
 
     def __str__(self) -> str:
         each, total = self.view_bytes / 1e6, self.views * self.view_bytes / 1e6
         size = f"{total:,.1f} MB" if total < 1000 else f"{total / 1000:,.1f} GB"
-        return (
-            f"{self.views} views of {each:,.1f} MB ({size} in all), about {self.view_seconds:.2g} s of the teacher each"
-        )
+        text = f"{self.views} views of {each:,.1f} MB ({size} in all), "
+        text += f"about {self.view_seconds:.2g} s of the teacher each"
+        if self.fits < self.views:
+            text += f"; the disk has room for {self.fits}, the others are computed in every trial (or set train.views)"
+        return text
 
 
 def cost(stored: Stored, batches: Batches) -> Cost:
@@ -224,7 +228,9 @@ def cost(stored: Stored, batches: Batches) -> Cost:
         found.append((time.perf_counter() - start) / len(images))
         if number + 1 == COST_BATCHES:
             break
-    return Cost(stored.count, 2 * values * len(batches), min(found) * len(batches))
+    size = max(1, 2 * values * len(batches))
+    fits = stored.store.room() // size if stored.store else 0
+    return Cost(stored.count, size, min(found) * len(batches), fits)
 
 
 def values_per_image(fields: Mapping[str, Sequence[Tensor]]) -> int:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from hksd.checkpoint import write_atomically
 
 FORMAT = "hksd view 1"
 VALUES = "values"  # name of the matrix inside a file
+RESERVE = 1 << 30  # bytes that views leave free on a disk: checkpoints and journals need room too
 log = logging.getLogger(__name__)
 
 
@@ -79,12 +81,19 @@ class ViewStore:
         try:
             for leftover in self.folder.glob(f".{view:04d}.*.tmp"):  # of a process that was killed
                 leftover.unlink(missing_ok=True)
+            if self.room() < sum(field.values.nbytes for field in fields.values()):
+                raise Unwritable(f"views leave {RESERVE / 1e9:.1f} GB of the disk free")
             for name, field in fields.items():
                 values = field.values.cpu().contiguous()
                 facts = {"format": FORMAT, "shapes": json.dumps(field.shapes), "sha256": _digest(values)}
                 write_atomically(self._path(view, name), to_bytes({VALUES: values}, facts))
         except OSError as error:
             raise Unwritable(_why(error)) from error
+
+    def room(self) -> int:
+        """Bytes that views may still take on the disk."""
+        place = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        return max(0, shutil.disk_usage(place).free - RESERVE)
 
     @contextmanager
     def claim(self, view: int) -> Iterator[bool]:

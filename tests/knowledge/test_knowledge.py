@@ -374,3 +374,23 @@ def test_a_builder_that_is_killed_leaves_neither_a_lock_nor_half_a_view(build: M
     out, errors = build().communicate(timeout=120)
     assert int(out.split()[-1]) == 3 * 288, errors
     assert not leftover.exists()
+
+
+def test_views_leave_room_on_the_disk_for_everything_else(
+    config: RunConfig,
+    digits: DataSet,
+    teacher: Teacher,
+    batches: Batches,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = stored(config, digits, teacher, tmp_path)
+    assert knowledge.cost(source, batches).fits > source.count
+    monkeypatch.setattr(knowledge.store, "RESERVE", 1 << 60)  # more than any disk has
+    tight = knowledge.cost(source, batches)
+    assert tight.fits == 0
+    assert "the disk has room for 0" in str(tight)
+    source.get(0, batches)
+    assert "of the disk free" in caplog.text
+    assert not views(tmp_path)
