@@ -28,6 +28,7 @@ RESULT := benchmarks/results/quick
 
 bench: $(STAMP)  ## benchmarks that need no GPU, on an idle machine (DATA=PATH_TO_CIFAR10, else noise and digits)
 	$(BENCH)/step.py --out $(RESULT)/step.json --terms kd+at --batch 64 --rounds 3 --images 1280 $(DATA:%=--root %)
+	$(BENCH)/limit.py --out $(RESULT)/limit.json --rounds 7
 	$(BENCH)/accuracy.py --out $(RESULT)/accuracy.json --lrs 0.05 0.1 --seeds 3 $(if $(DATA),--root $(DATA) \
 		--set data.limit=2000 --set teacher.epochs=10)
 	$(BENCH)/search_speed.py --out $(RESULT)/search.json --trials 16 --seeds 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -42,13 +43,21 @@ class Scheduler(Section):
     )
 
 
+def _check_gpu(value: object) -> object:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value != "auto" and not (number and 0 <= value < math.inf):  # type: ignore[operator]
+        raise ValueError(f"must be 'auto' or a number of at least 0 (got {value!r})")
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resources(Section):
     """What one trial occupies."""
 
     cpu: Annotated[int, Field(ge=1, description="CPU cores of a trial")] = 1
     gpu: Annotated[
-        Literal["auto"] | Annotated[float, Field(ge=0)],
+        Literal["auto"] | float,
+        BeforeValidator(_check_gpu),
         Field(
             description="GPUs of a trial, fractions allowed; auto: a dry run on a GPU decides, 0 where there is none"
         ),

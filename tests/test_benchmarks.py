@@ -146,6 +146,7 @@ def test_accuracy_writes_the_difference_of_the_sides_with_its_interval(
     assert found["differences"]["as it comes - reference"].keys() >= {"mean", "half_95", "n"}
 
 
+@pytest.mark.slow
 def test_search_speed_writes_what_both_searches_took(run: Callable[..., dict[str, Any]]) -> None:
     short = ["teacher.epochs=1", "teacher.model=resnet8", "teacher.min_accuracy=0", "teacher.attention.epochs=1"]
     short += ["train.epochs=1", "search.scheduler.asha.grace_epochs=1", "terms.adversarial.warmup_epochs=0"]

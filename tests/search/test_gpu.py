@@ -13,9 +13,11 @@ import torch
 
 from hksd.config import RunConfig
 from hksd.errors import RunError
+from hksd.schema import check
 from search import gpu, packing
 from search.gpu import GIB, GpuMemoryError, Turns, guarded
 from search.packing import MOST, Packing, Usage, chosen, proposed
+from search.settings import Resources
 
 Make = Callable[..., Any]
 
@@ -247,3 +249,10 @@ def test_no_share_is_no_limit() -> None:
     cuda = Cuda()
     gpu.set_share(0.0, cuda)
     assert cuda.calls == []
+
+
+@pytest.mark.parametrize("value", ["2.5x", -1, None, True, float("nan"), float("inf")])
+def test_a_share_of_a_gpu_is_auto_or_a_number_and_the_message_says_so(value: Any) -> None:
+    found, problems = check(Resources, {"gpu": value})
+    assert found is None
+    assert [str(problem).split(" (got")[0] for problem in problems] == ["gpu: must be 'auto' or a number of at least 0"]
