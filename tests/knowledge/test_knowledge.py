@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hksd import knowledge, precision
+from hksd import knowledge, loop, precision
 from hksd.config import RunConfig, config_hash, dump_yaml
 from hksd.data import DataSet
-from hksd.data.augment import Batches, batches_of
+from hksd.data.augment import Batch, Batches, batches_of
 from hksd.errors import UserError
 from hksd.knowledge import Live, Stored
 from hksd.outcome import Result
@@ -181,6 +181,27 @@ def test_the_student_sees_the_view_that_the_teacher_saw(config: RunConfig, batch
         assert batch.index is not None
         assert torch.equal(batch.images, ordered[batch.index])
     assert not torch.equal(ordered, torch.cat(list(batches.ordered(4, 50))))
+
+
+def test_a_run_trains_on_the_view_whose_knowledge_it_reads(
+    make_config: Make, digits: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, seen = loop._Loop.look, []
+
+    def spy(self: Any, batch: Batch, progress: float) -> Any:
+        seen.append((batch.index, batch.images))
+        return look(self, batch, progress)
+
+    monkeypatch.setattr(loop._Loop, "look", spy)
+    for count, again in ((1, True), (None, False)):
+        seen.clear()
+        fit(make_config(train={"views": count, "epochs": 2}), data=digits)
+        half = len(seen) // 2
+        first, second = (
+            torch.cat([images for _, images in part])[torch.cat([index for index, _ in part]).argsort()]
+            for part in (seen[:half], seen[half:])
+        )
+        assert torch.equal(first, second) == again
 
 
 def test_a_resumed_run_ends_with_the_same_bits(
