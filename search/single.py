@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hksd import budget, loop, precision
+from hksd import budget, loop
 from hksd import data as datasets
 from hksd import evaluate as scoring
 from hksd import teacher as teachers
@@ -102,8 +102,6 @@ def train_one(output: Output, name: str, overrides: list[str], out: Path | None,
 
     teacher = None
     try:
-        device = loop.resolve_device(config.train.device)
-        display.line(f"arithmetic: {precision.resolve(config.train.precision, device).reason}")
         if config.terms.teacher_needs:
             teacher = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher)
             display.line(
@@ -122,7 +120,8 @@ def train_one(output: Output, name: str, overrides: list[str], out: Path | None,
     def show(console: Any) -> None:
         console.print(
             f"validation accuracy {percent(result.val_accuracy)} after {len(result.history)} epochs "
-            f"({facts['params']:,} parameters, {facts['mflops']:.2f} MFLOPs, {result.seconds:.1f} s)",
+            f"({facts['params']:,} parameters, {facts['mflops']:.2f} MFLOPs; {result.seconds:.1f} s, "
+            f"{facts['precision']})",
             highlight=False,
         )
         if out:
