@@ -161,15 +161,16 @@ def main() -> None:
         "--lrs", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4], help="grid of every side; one is not tuned"
     )
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES), help="default all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="change the run")
     options = parser.parse_args()
     facts = {"config": common.without_places(base(options))}
     facts["teacher_val_accuracy"] = common.alone(prepare, base(options), str(options.runs))
-    candidates = [(side, lr, 0) for side in SIDES for lr in options.lrs]
+    candidates = [(side, lr, 0) for side in options.sides for lr in options.lrs]
     grid = train_all(candidates, options, test=False) if len(options.lrs) > 1 else {}
     tuning = [{"side": side, "lr": lr, **found} for (side, lr, _), found in grid.items()]
-    best = {side: max(options.lrs, key=lambda lr: score(grid, side, lr)) for side in SIDES}
+    best = {side: max(options.lrs, key=lambda lr: score(grid, side, lr)) for side in options.sides}
     runs = train_all([(side, best[side], seed) for seed in range(options.seeds) for side in best], options, test=True)
     lines = [{"side": side, "lr": lr, "seed": seed, **found} for (side, lr, seed), found in runs.items()]
     result = judged(runs, best, options.seeds)
