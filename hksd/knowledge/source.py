@@ -157,6 +157,8 @@ class Stored(Live):
             missing = {name: take for name, take in takes.items() if name not in there}
             if missing:
                 self.store.write(view, self.compute(view, batches, missing))
+                if len(self.store.read(view, list(missing))) < len(missing):
+                    raise Unwritable("what was written does not read back")
             return True
 
     def _build_ahead(self, view: int, batches: Batches) -> bool:

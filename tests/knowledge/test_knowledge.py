@@ -415,3 +415,19 @@ def test_views_leave_room_on_the_disk_for_everything_else(
     source.get(0, batches)
     assert "of the disk free" in caplog.text
     assert not views(tmp_path)
+
+
+def test_a_disk_that_does_not_give_back_what_it_took_ends_in_a_warning_not_in_a_loop(
+    config: RunConfig,
+    digits: DataSet,
+    teacher: Teacher,
+    batches: Batches,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write = knowledge.store.write_atomically
+    monkeypatch.setattr(knowledge.store, "write_atomically", lambda path, content: write(path, content[:-9]))
+    found = stored(config, digits, teacher, tmp_path).get(0, batches)
+    assert "does not read back" in caplog.text
+    assert len(found["logits"].values) == len(digits.train)
