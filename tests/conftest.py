@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,25 @@ settings.load_profile("quick")
 def _split(images: np.ndarray, labels: np.ndarray, rows: slice) -> Split:
     index = np.arange(len(labels), dtype=np.int64)
     return Split(images[rows], labels[rows].astype(np.int64), index[rows])
+
+
+@contextmanager
+def _full_disk(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture(scope="session")
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """with full_disk(size): no file of this process grows beyond `size` bytes.
+
+    It must not stay open between tests: pytest's own output may be a file, and longer than that.
+    """
+    return _full_disk
 
 
 @pytest.fixture(scope="session")

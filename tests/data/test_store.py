@@ -6,10 +6,10 @@ import dataclasses
 import logging
 import os
 import pickle
-import resource
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -397,19 +397,14 @@ def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(
     assert not warnings(caplog)
 
 
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """No file may become larger than 2,000 bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_leaves_the_images_in_memory_with_a_warning(
-    root: Path, kept: Path, small_disk: None, caplog: pytest.LogCaptureFixture
+    root: Path,
+    kept: Path,
+    full_disk: Callable[[int], AbstractContextManager[None]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert same(data.load(settings(root), kept), data.load(settings(root)))
+    with full_disk(2000):
+        assert same(data.load(settings(root), kept), data.load(settings(root)))
     assert "cannot be kept" in warnings(caplog)
     assert not [file for file in kept.rglob("*") if file.is_file() and file.name != ".lock"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import resource
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -319,16 +319,15 @@ def test_a_folder_that_cannot_be_written_costs_time_and_a_warning_but_no_result(
 
 
 def test_a_full_disk_costs_time_and_a_warning_but_no_result(
-    config: RunConfig, digits: DataSet, teacher: Teacher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config: RunConfig,
+    digits: DataSet,
+    teacher: Teacher,
+    tmp_path: Path,
+    full_disk: Callable[[int], AbstractContextManager[None]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # no file grows beyond it, as on a full disk
+    with full_disk(4096):
         result = fit(config, data=digits, teacher=teacher, cache_dir=tmp_path, shared=config)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
     assert "the disk is full" in caplog.text
     assert not views(tmp_path)
     assert not list(tmp_path.rglob("*.tmp"))
