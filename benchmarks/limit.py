@@ -14,6 +14,8 @@ that is freed is kept for all of them (`hksd.memory`), torch's defaults included
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import statistics
 import sys
@@ -30,16 +32,20 @@ from torch.profiler import ProfilerActivity, profile
 
 from hksd import budget, memory, models
 from hksd.config import StudentConfig
-from hksd.kernels import native, norm
+from hksd.kernels import native
 from hksd.provenance import provenance
 
 SHAPE = {"in_channels": 3, "classes": 10, "image_size": 32}
 BATCH = 128
 NETWORKS = ("resnet8", "resnet14", "resnet20", "resnet8 0.5")
 CEILING_BATCH, CEILING_CHANNELS = 32, 128
+# Modules that call kernels in such a step.
+USERS = [importlib.import_module(f"hksd.kernels.{name}") for name in ("norm", "conv", "branch")]
 # First name that is part of the operation's name, and the group that it belongs to.
 GROUPS = (
     ("convolution_backward", "convolution backward"),
+    ("_ConvolveBackward", "convolution backward"),
+    ("_Convolve", "convolution forward"),
     ("mkldnn_convolution", "convolution forward"),
     ("slow_conv", "convolution forward"),
     ("_NormAct", "normalisation"),
@@ -89,7 +95,9 @@ def step(name: str, rung: Rung, batch: int) -> Callable[[], None]:
     library = native.library() if rung.fused else None
 
     def run() -> None:
-        with mock.patch.object(norm, "library", lambda: library):
+        with contextlib.ExitStack() as stack:
+            for module in USERS:
+                stack.enter_context(mock.patch.object(module, "library", lambda: library))
             with torch.autocast("cpu", torch.bfloat16, enabled=rung.half):
                 logits = student(images)
             loss = F.cross_entropy(logits.float(), labels)

@@ -137,6 +137,7 @@ class _Loop:
             lr=train.lr,
             momentum=train.momentum,
             nesterov=train.nesterov,
+            foreach=True,
             weight_decay=train.weight_decay,
         )
         self.batches = batches_of(data.train, data, config.data, device, augment=True)

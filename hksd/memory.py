@@ -32,4 +32,5 @@ def lay_out(network: nn.Module, layout: torch.memory_format) -> None:
     """Store the filters (F_out, F_in, H, W) of a network in another order, in place; maps then follow them."""
     for parameter in network.parameters():
         if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=layout)
+            # Not `contiguous`, which leaves filters of one channel alone: maps would not follow them.
+            parameter.data = torch.empty_like(parameter, memory_format=layout).copy_(parameter.data)

@@ -7,20 +7,18 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import optuna
-
 from hksd import budget, config, models, schema
-from hksd.errors import ConfigError, UserError, unknown
+from hksd.errors import UserError, unknown
 from hksd.knowledge import live_because
 from hksd.modes import MODES, ModeEntry
 from hksd.terms import TERMS, TermEntry
 from search import alternatives
 from search import space as spaces
+from search.sampling import DRAWS, check_knowledge, random_draws
 
 if TYPE_CHECKING:
     from search.cli import Output
 
-SHARE_DRAWS = 300
 BACKWARD = 3  # a training step costs about three forward passes
 DATASETS = {
     "digits": "scikit-learn's handwritten digits, 1,797 images of 8x8, embedded",
@@ -111,12 +109,11 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
     from hksd import loop
 
     space = spaces.load(name, overrides)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=space.search.seed))
-    draws = max(samples, SHARE_DRAWS)
-    drawn = [draw for _ in range(draws) if (draw := _draw(space, study.ask())) is not None]
+    draws = max(samples, DRAWS)
+    drawn = random_draws(space, draws)
     if not drawn:
         raise UserError(f"{space.source}: no random draw of this space makes a valid run")
+    shape: dict[str, int] = {}
     try:
         shape = loop.image_shape(datasets.load(space.middle({}).data))
         sizes = [budget.size(draw.student, **shape) for draw in drawn]
@@ -125,6 +122,8 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
         problem, knowledge = None, _knowledge(drawn, sizes, shape)
     except UserError as error:
         sizes, share, largest, problem, knowledge = [], None, None, str(error), None
+    if shape:
+        check_knowledge(space, shape)
     plain = list(space.alternatives.values()) or [space]
     drawable = list(dict.fromkeys(".".join(map(str, path)) for one in plain for path in one.ranges))
     distinct = len({config.config_hash(draw) for draw in drawn})
@@ -204,14 +203,6 @@ def _show_knowledge(say: Any, knowledge: dict[str, Any]) -> None:
     )
     for reason, share in knowledge["live_because"].items():
         say(f"  {reason}: {share:.0%}")
-
-
-def _draw(space: spaces.Space, trial: optuna.Trial) -> config.RunConfig | None:
-    """Draw a configuration, or None where the draw makes no valid run (every term absent, say)."""
-    try:
-        return space.draw(trial)
-    except ConfigError:
-        return None
 
 
 def _show_tree(say: Any, space: spaces.Space) -> None:

@@ -25,6 +25,7 @@ from search import ray_env, tracking
 from search.console import Display, relative
 from search.records import Record
 from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search
+from search.sampling import check_knowledge
 from search.searcher import Events, Ledger
 from search.session import (
     IMAGES,
@@ -104,6 +105,7 @@ def search(
     # Faults of data and limits come before the folder of the search is made.
     data = datasets.load(space.middle({}).data, runs / IMAGES)
     largest = check_feasible(space, loop.image_shape(data))
+    check_knowledge(space, loop.image_shape(data))
     resume_command = how_to_resume(folder, name, runs, address, tracking_uri)
     with locked(folder), interruptible(display) as interrupt:
         write(folder / SPACE_FILE, resolved(space))

@@ -121,6 +121,8 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         if network.get("pretrained"):  # only of torchvision's networks, as they are
             network["pretrained"] = entry.by_path
             network.update({"checkpoint": None, "descriptor_dim": None, "width": 1.0} if entry.by_path else {})
+    if tree["teacher"].get("attention", {}).get("mode") == "joint":
+        tree["teacher"].update({"checkpoint": None, "pretrained": False})
     tree["terms"].setdefault("ce", {})["weight"] = draw(st.floats(0.1, 10))
     if tree["terms"].get("adversarial", {}).get("input") == "descriptor":
         tree["terms"].setdefault("squeeze", {})["weight"] = 1.0

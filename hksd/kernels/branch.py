@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hksd.kernels.conv import convolve
 from hksd.kernels.native import library
 from hksd.kernels.norm import like, ordinary, watched
 
@@ -26,9 +27,9 @@ def branch(main: nn.Conv2d, side: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor]
         x: maps (N, F, H, W).
     """
     if not _fits(side, x):
-        return main(x), side(x)
+        return convolve(main, x), side(x)
     whole, taken = _Branch.apply(x, side.stride[0])  # type: ignore[no-untyped-call]
-    return main(whole), F.conv2d(taken, side.weight, side.bias)
+    return convolve(main, whole), F.conv2d(taken, side.weight, side.bias)
 
 
 def _fits(side: nn.Conv2d, x: Tensor) -> bool:

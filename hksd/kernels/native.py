@@ -23,7 +23,10 @@ import torch
 from filelock import FileLock
 
 SWITCH = "HKSD_KERNELS"
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("norm.c", "stride.c", "energy.c"))
+HEADERS = (Path(__file__).with_name("conv.h"),)
+SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("norm.c", "stride.c", "energy.c", "conv_maps.c", "conv_filters.c")
+)
 # No -ffast-math: what is not a number must stay visible. Contraction into fused multiply-adds is the default.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-w")
 COMPILER_SECONDS = 60
@@ -114,7 +117,7 @@ def _key(command: Sequence[str]) -> str:
     """Hash of everything that the compiled code depends on."""
     version = subprocess.run([command[0], "--version"], check=True, capture_output=True, timeout=COMPILER_SECONDS)
     parts = [
-        *(source.read_bytes() for source in SOURCES),
+        *(source.read_bytes() for source in (*SOURCES, *HEADERS)),
         " ".join(command).encode(),
         version.stdout,
         _processor(),
@@ -151,4 +154,8 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         function.restype = None
     for function in (found.norm_forward, found.norm_backward):
         function.restype = flag
+    if hasattr(found, "conv_forward"):  # the compiler knows the instructions of this processor
+        for function in (found.conv_forward, found.conv_backward_maps, found.conv_backward_filters):
+            function.argtypes = [pointer, pointer, pointer, *[count] * 6, flag]
+            function.restype = flag
     return found

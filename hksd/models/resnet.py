@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from hksd.kernels import Layers, branch, norm_act
+from hksd.kernels import Layers, branch, convolve, norm_act
 from hksd.models.staged import LARGE_IMAGE, StagedNet, scaled, stem_stride
 
 BASE_CHANNELS = (16, 32, 64)
@@ -32,7 +32,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 def _branches(conv: nn.Conv2d, shortcut: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """``conv(x), shortcut(x)``."""
     if not isinstance(shortcut, Layers):
-        return conv(x), shortcut(x)
+        return convolve(conv, x), shortcut(x)
     project, norm = shortcut
     y, kept = branch(conv, project, x)  # type: ignore[arg-type]
     return y, norm_act(norm, kept, relu=False)  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, F_in, H, W)."""
         y, kept = _branches(self.conv1, self.shortcut, x)
-        return norm_act(self.norm2, self.conv2(norm_act(self.norm1, y)), kept)
+        return norm_act(self.norm2, convolve(self.conv2, norm_act(self.norm1, y)), kept)
 
 
 class Bottleneck(nn.Module):
@@ -72,7 +72,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, F_in, H, W)."""
         y, kept = _branches(self.conv1, self.shortcut, x)
-        y = self.conv2(norm_act(self.norm1, y))
+        y = convolve(self.conv2, norm_act(self.norm1, y))
         return norm_act(self.norm3, self.conv3(norm_act(self.norm2, y)), kept)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hksd.kernels import Layers, branch, norm_act
+from hksd.kernels import Layers, branch, convolve, norm_act
 from hksd.models.staged import StagedNet, scaled, stem_stride
 
 BASE_CHANNELS = (16, 32, 64)
@@ -33,8 +33,10 @@ class PreActivationBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, F_in, H, W)."""
         active = norm_act(self.norm1, x)
-        y, kept = (self.conv1(active), x) if self.shortcut is None else branch(self.conv1, self.shortcut, active)
-        y = self.conv2(norm_act(self.norm2, y))
+        y, kept = (
+            (convolve(self.conv1, active), x) if self.shortcut is None else branch(self.conv1, self.shortcut, active)
+        )
+        y = convolve(self.conv2, norm_act(self.norm2, y))
         total: Tensor = kept + y
         return total
 

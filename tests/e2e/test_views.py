@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,20 @@ def test_views_that_cannot_be_what_terms_need_are_refused_with_2(place: Path, in
     code, _, complaint = inside("teacher", "space.yaml", *words, cwd=place)
     assert code == 2
     assert "train.knowledge=cached, but terms.fitnet reads whole maps of the teacher" in complaint
+
+
+@pytest.mark.parametrize("command", ["space", "search"])
+def test_a_space_is_refused_with_2_where_some_draws_need_more_than_the_views(
+    command: str, place: Path, inside: Make
+) -> None:
+    words = ("--set", "terms.fitnet.weight.uniform=[1,2]", "--set", "terms.fitnet.weight.off=0.5")
+    runs = () if command == "space" else ("--runs", place / "first", "--name", "refused")
+    code, _, complaint = inside(command, "space.yaml", *words, "--set", "train.knowledge=cached", *runs, cwd=place)
+    assert code == 2
+    assert "train.knowledge: cached is not enough for every draw" in complaint
+    assert re.search(r"terms.fitnet reads whole maps of the teacher \((4|5)\d% of random draws\)", complaint)
+    assert "set it to auto" in complaint
+    assert not (place / "first/refused").exists()
 
 
 def test_a_search_that_cannot_keep_views_says_so_once_and_finds_the_same(place: Path, inside: Make, hksd: Make) -> None:
