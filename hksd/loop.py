@@ -122,8 +122,9 @@ class _Loop:
     ):
         self.config, self.data, self.teacher, self.device, self.out_dir = config, data, teacher, device, out_dir
         self.identity = {"config": config_hash(config), "data": data.fingerprint}
-        self.precision = precision.resolve(config.train.precision, device)
         self.student = models.make(config.student.spec(), **image_shape(data)).to(device)
+        asked, shape = config.train.precision, {"in_channels": data.channels, "image_size": data.image_size}
+        self.precision = precision.suited(precision.resolve(asked, device), asked, self.student, **shape)
         memory.lay_out(self.student, torch.channels_last)
         network = teacher.model if teacher else None
         shapes = network.shapes if network else None
@@ -221,6 +222,7 @@ class _Loop:
             stopped,
             resumed_at,
             sum(report.seconds for report in self.history),
+            self.precision.reason,
         )
 
     def epoch(self, epoch: int) -> EpochReport:

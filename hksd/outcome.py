@@ -56,6 +56,7 @@ class Result:
         stopped: `on_epoch` asked to stop before the last epoch.
         resumed_at: epochs taken over from a checkpoint.
         seconds: sum over all epochs.
+        precision: arithmetic of the training and why, in words.
     """
 
     student: TappedNet = field(repr=False)
@@ -65,6 +66,7 @@ class Result:
     stopped: bool
     resumed_at: int
     seconds: float
+    precision: str
 
     @property
     def val_accuracy(self) -> float:

@@ -6,12 +6,14 @@ products (autocast). Evaluation is always in single precision, since the exporte
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from hksd.errors import UserError
 
@@ -77,6 +79,54 @@ def resolve(name: PrecisionName, device: torch.device) -> Precision:
     if name == "bfloat16":
         raise UserError(f"train.precision=bfloat16: {reason}; use auto or float32")
     return Precision(kind, torch.float32, f"float32, since {reason}", tf32=True)
+
+
+def suited(how: Precision, name: PrecisionName, network: nn.Module, *, in_channels: int, image_size: int) -> Precision:
+    """The arithmetic in which a network learns: `how`, or float32 where its gradients in bfloat16 would be wrong.
+
+    oneDNN (seen in torch 2.13, channels_last) leaves a part of the gradient of a convolution's filters unwritten in
+    bfloat16 where the map is narrower than the stride: it holds whatever the memory held.
+
+    Args:
+        how: arithmetic of the device.
+        name: what ``train.precision`` asks for.
+        network: the network that is to learn.
+        in_channels: channels of an image.
+        image_size: height and width of an image, pixels.
+
+    Raises:
+        UserError: bfloat16 is asked for.
+    """
+    if not how.half or how.device != "cpu":
+        return how
+    narrow = _narrow_convolution(network, in_channels, image_size)
+    if narrow is None:
+        return how
+    reason = f"torch's bfloat16 gradients are wrong where maps are narrower than a stride ({narrow})"
+    if name == "bfloat16":
+        raise UserError(f"train.precision=bfloat16: {reason}; use auto, float32 or larger images")
+    return Precision(how.device, torch.float32, f"float32, since {reason}", how.tf32)
+
+
+def _narrow_convolution(network: nn.Module, in_channels: int, image_size: int) -> str | None:
+    """Name of the first convolution whose map (N, F, H, W) is narrower than its stride."""
+    found: list[str] = []
+
+    def look(name: str, conv: nn.Conv2d, arguments: tuple[Any, ...]) -> None:
+        if arguments[0].shape[-1] < conv.stride[-1]:
+            found.append(name)
+
+    strided = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.stride[-1] > 1]
+    hooks = [module.register_forward_pre_hook(functools.partial(look, name)) for name, module in strided]
+    training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, in_channels, image_size, image_size))
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
 
 
 def _bfloat16(device: torch.device) -> tuple[bool, str]:

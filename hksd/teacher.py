@@ -131,7 +131,9 @@ def prepare(
         with loop.isolated(settings.seed, settings.threads, device):
             network = _network(settings, data).to(device)
             views = _batches(data, config.data, device)
-            trained_with.append(estimators.train(network, spec, settings, *views, len(data.classes), report, numbers))
+            shape = {"in_channels": data.channels, "image_size": data.image_size}
+            suited = precision.suited(numbers, settings.precision, network, **shape)
+            trained_with.append(estimators.train(network, spec, settings, *views, len(data.classes), report, suited))
         return network
 
     def make_network() -> tuple[TappedNet, dict[str, Any]]:

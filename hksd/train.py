@@ -126,7 +126,7 @@ def summary(config: RunConfig, data: DataSet, result: Result) -> dict[str, objec
         "stopped": result.stopped,
         "config_hash": result.config_hash,
         "data_fingerprint": result.data_fingerprint,
-        "precision": precision.resolve(config.train.precision, loop.resolve_device(config.train.device)).reason,
+        "precision": result.precision,
         "validation_images": len(data.validation),
         "history": [dataclasses.asdict(report) for report in result.history],
     }

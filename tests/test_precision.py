@@ -51,6 +51,37 @@ def test_auto_is_float32_and_bfloat16_an_error_on_a_cpu_without_its_instructions
         precision.resolve("bfloat16", CPU)
 
 
+def test_a_map_narrower_than_a_stride_is_trained_in_float32(coarse: Precision) -> None:
+    def suited(model: str, image_size: int, name: precision.PrecisionName = "auto") -> Precision:
+        shape = {"in_channels": 1, "image_size": image_size}
+        network = models.build(model, classes=10, width=0.25, **shape).train()
+        found = precision.suited(coarse, name, network, **shape)
+        assert network.training
+        return found
+
+    assert suited("resnet8", 8) is coarse
+    assert suited("mobilenet_v3_small", 64) is coarse
+    narrow = suited("mobilenet_v3_small", 8)
+    assert not narrow.half
+    assert "narrower than a stride (network.features" in narrow.reason
+    with pytest.raises(UserError, match=r"train\.precision=bfloat16: .*use auto, float32 or larger images"):
+        suited("mobilenet_v3_small", 8, "bfloat16")
+
+
+def test_a_run_over_such_maps_ends_the_same_whatever_the_memory_held(make_config: Make, make_data: Make) -> None:
+    config = make_config(student={"model": "mobilenet_v3_small"}, teacher=None, terms={"ce": {}}, train={"epochs": 1})
+    data: DataSet = make_data(train=64, validation=40)
+    ends = []
+    for _ in range(3):
+        dirty = [torch.full((n,), torch.nan) for n in (100, 1000, 5000, 20000, 100000) for _ in range(50)]
+        del dirty
+        result = fit(config, data=data)
+        ends.append(torch.cat([p.detach().flatten() for p in result.student.parameters()]))
+    assert result.precision.startswith("float32, since")
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
 @pytest.mark.parametrize("unit", ["amx", "avx512_bf16"])
 def test_auto_is_bfloat16_where_cpu_and_onednn_have_it(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_with(monkeypatch, unit)
