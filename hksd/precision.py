@@ -7,6 +7,7 @@ products (autocast). Evaluation is always in single precision, since the exporte
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import torch
 from torch import nn
 
 from hksd.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PrecisionName = Literal["auto", "float32", "bfloat16"]
 
@@ -105,6 +108,7 @@ def suited(how: Precision, name: PrecisionName, network: nn.Module, *, in_channe
     reason = f"torch's bfloat16 gradients are wrong where maps are narrower than a stride ({narrow})"
     if name == "bfloat16":
         raise UserError(f"train.precision=bfloat16: {reason}; use auto, float32 or larger images")
+    log.warning("training in float32: %s", reason)
     return Precision(how.device, torch.float32, f"float32, since {reason}", how.tf32)
 
 

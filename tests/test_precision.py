@@ -51,7 +51,9 @@ def test_auto_is_float32_and_bfloat16_an_error_on_a_cpu_without_its_instructions
         precision.resolve("bfloat16", CPU)
 
 
-def test_a_map_narrower_than_a_stride_is_trained_in_float32(coarse: Precision) -> None:
+def test_a_map_narrower_than_a_stride_is_trained_in_float32(
+    coarse: Precision, caplog: pytest.LogCaptureFixture
+) -> None:
     def suited(model: str, image_size: int, name: precision.PrecisionName = "auto") -> Precision:
         shape = {"in_channels": 1, "image_size": image_size}
         network = models.build(model, classes=10, width=0.25, **shape).train()
@@ -61,7 +63,9 @@ def test_a_map_narrower_than_a_stride_is_trained_in_float32(coarse: Precision) -
 
     assert suited("resnet8", 8) is coarse
     assert suited("mobilenet_v3_small", 64) is coarse
+    assert not caplog.records
     narrow = suited("mobilenet_v3_small", 8)
+    assert "training in float32" in caplog.text
     assert not narrow.half
     assert "narrower than a stride (network.features" in narrow.reason
     with pytest.raises(UserError, match=r"train\.precision=bfloat16: .*use auto, float32 or larger images"):
