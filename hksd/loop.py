@@ -8,14 +8,14 @@ Resume rules, in order:
    resumed run therefore ends with bit-identical weights.
 5. A run whose last epoch is checkpointed is not trained again.
 6. On a resume the last finished epoch is reported again, since the process may have died between checkpoint and report.
+7. A run that is asked to stop inside an epoch is checkpointed after the step, with what the epoch has gathered, and
+   goes on from the next step: rule 4 holds there too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,11 +29,12 @@ from hksd import checkpoint, evaluate, memory, models, precision, process
 from hksd.config import RunConfig, config_hash, dump_yaml
 from hksd.data import DataSet
 from hksd.data.augment import Batch, Batches, batches_of
+from hksd.epoch import Stopped, Tally
 from hksd.errors import NonFiniteLossError, UserError
 from hksd.models.taps import Out, TappedNet
 from hksd.modes import Generated, Modes, Prune, Robust
 from hksd.objective import Objective
-from hksd.outcome import EpochReport, OnEpoch, Result
+from hksd.outcome import EpochReport, OnEpoch, Result, ShouldStop
 from hksd.terms.base import Setting
 from hksd.training import learning_rate
 
@@ -95,6 +96,7 @@ def run(
     *,
     out_dir: Path | None = None,
     on_epoch: OnEpoch | None = None,
+    should_stop: ShouldStop | None = None,
     resume: bool = True,
 ) -> Result:
     """Train `config.student` under `config.terms`; see `hksd.train.fit`, which prepares the arguments."""
@@ -104,7 +106,7 @@ def run(
         isolated(config.seed, config.train.threads, device),
         precision.resolve(config.train.precision, device).matmul(),
     ):
-        loop = _Loop(config, data, teacher, device, out_dir)
+        loop = _Loop(config, data, teacher, device, out_dir, should_stop or (lambda: False))
         if out_dir is not None and resume:
             loop.resume()
         loop.note_config()
@@ -119,8 +121,10 @@ class _Loop:
         teacher: TeacherSource | None,
         device: torch.device,
         out_dir: Path | None,
+        should_stop: ShouldStop,
     ):
         self.config, self.data, self.teacher, self.device, self.out_dir = config, data, teacher, device, out_dir
+        self.should_stop = should_stop
         self.identity = {"config": config_hash(config), "data": data.fingerprint}
         self.student = models.make(config.student.spec(), **image_shape(data)).to(device)
         asked, shape = config.train.precision, {"in_channels": data.channels, "image_size": data.image_size}
@@ -143,8 +147,11 @@ class _Loop:
         )
         self.batches = batches_of(data.train, data, config.data, device, augment=True)
         self.validation = batches_of(data.validation, data, config.data, device, augment=False)
+        for passes in (self.batches, self.validation):  # those of a teacher over a view, and of the validation
+            passes.before_batch = self.poll
         self.modes = self.make_modes()
         self.history: list[EpochReport] = []
+        self.tally: Tally | None = None  # of the epoch under way
 
     def make_modes(self) -> Modes:
         config, epochs, generated = self.config, self.config.train.epochs, None
@@ -179,6 +186,7 @@ class _Loop:
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.history = [EpochReport(**report) for report in state["history"]]
+        self.tally = Tally(self.device, state["tally"]) if state.get("tally") else None
 
     def note_config(self) -> None:
         """Put the configuration beside the checkpoints, once it is clear that they belong to it."""
@@ -202,17 +210,25 @@ class _Loop:
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
                 "history": [dataclasses.asdict(report) for report in self.history],
+                "tally": self.tally.state_dict() if self.tally else None,
             },
         )
 
     def train(self, on_epoch: OnEpoch | None) -> Result:
-        epochs, resumed_at = self.config.train.epochs, len(self.history)
+        epochs, resumed_at, resumed_step = self.config.train.epochs, len(self.history), self.step
         tell = on_epoch or (lambda _: None)
         stopped = resumed_at > 0 and tell(self.history[-1]) == "stop" and resumed_at < epochs
-        while len(self.history) < epochs and not stopped:
-            self.history.append(self.epoch(len(self.history)))
-            self.save()
-            stopped = tell(self.history[-1]) == "stop" and len(self.history) < epochs
+        try:
+            while len(self.history) < epochs and not stopped:
+                self.poll()
+                self.history.append(self.epoch(len(self.history)))
+                self.tally = None
+                self.save()
+                stopped = tell(self.history[-1]) == "stop" and len(self.history) < epochs
+        except Stopped:
+            stopped = True
+            if self.step > (resumed_step if len(self.history) == resumed_at else 0):
+                self.save()
         memory.lay_out(self.student, torch.contiguous_format)
         return Result(
             self.student.cpu().eval(),
@@ -221,80 +237,78 @@ class _Loop:
             self.identity["data"],
             stopped,
             resumed_at,
-            sum(report.seconds for report in self.history),
+            sum(report.seconds for report in self.history) + (self.tally.seconds if self.tally else 0.0),
             self.precision.reason,
+            step=self.step,
+            resumed_step=resumed_step,
         )
 
+    @property
+    def step(self) -> int:
+        """Finished steps of the epoch under way; 0 between epochs."""
+        return self.tally.steps if self.tally else 0
+
+    def poll(self) -> None:
+        if self.should_stop():
+            raise Stopped
+
     def epoch(self, epoch: int) -> EpochReport:
-        train, modes, start, images = self.config.train, self.modes, time.perf_counter(), 0
-        if self.teacher:
-            self.teacher.begin(epoch, self.batches)
-        ready, steps = time.perf_counter(), self.steps()
-        sums: dict[str, list[Tensor]] = defaultdict(list)
-        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        train, modes = self.config.train, self.modes
+        self.tally = tally = self.tally or Tally(self.device)
+        with tally.waiting():
+            if self.teacher:
+                self.teacher.begin(epoch, self.batches)
         self.student.train()
         self.objective.train()
         if modes.prune:
             modes.prune.begin(epoch)
-        lr = train.lr
-        for step, batch in enumerate(self.source(epoch)):
-            progress = epoch + step / steps
-            lr = learning_rate(train, progress / train.epochs)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            with self.precision.autocast():
-                out, known = self.look(batch, progress)
-            with self.precision.autocast(fixed_weights=False):  # terms train their own parts here
-                for name, value in self.objective.own_steps(out, known, batch.labels, progress).items():
-                    sums[name].append(value)
-                total, values = self.objective(out, known, batch.labels, progress)
-            if self.device.type == "cpu" or step % GPU_GUARD_STEPS == 0:
-                self.guard(total, values, epoch, step)
-            self.optimizer.zero_grad(set_to_none=True)
-            if total.requires_grad:  # not while the ramps of all terms are at 0
-                total.backward()
-            if train.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
-            self.optimizer.step()
-            if modes.prune:
-                modes.prune.step(lr)
-            for name, value in {"total": total.detach(), **values}.items():
-                sums[name].append(value)
-            images += len(batch.labels)
-            right += (out.logits.detach().argmax(1) == batch.labels).sum()
-        means = {name: torch.stack(values).mean().item() for name, values in sums.items()} | modes.scalars()
-        seconds = time.perf_counter() - ready
+        steps = self.steps()
+        for batch in self.source(epoch, tally.steps):
+            self.learn(batch, epoch, steps, tally)
+            self.poll()
+        means, speed = tally.means() | modes.scalars(), tally.images_per_s()
         logits, labels = evaluate.predict(self.student, self.validation.plain(EVALUATION_BATCH))
         if modes.robust and modes.robust.wanted(epoch, train.epochs):
             means["robust/val_accuracy"] = modes.robust.accuracy(self.student, self.validation, EVALUATION_BATCH)
-        val_loss = F.cross_entropy(logits, labels).item()
-        if not all(map(math.isfinite, (*means.values(), val_loss))):
-            raise NonFiniteLossError(epoch + 1, steps, {**means, "validation": val_loss})
-        return EpochReport(
-            epoch=epoch + 1,
-            epochs=train.epochs,
-            val_accuracy=evaluate.accuracy(logits, labels),
-            val_loss=val_loss,
-            train_accuracy=right.item() / images,
-            train_loss=means.pop("total"),
-            terms={name: value for name, value in means.items() if "/" not in name},
-            diagnostics={name: value for name, value in means.items() if "/" in name},
-            lr=lr,
-            seconds=time.perf_counter() - start,
-            images_per_s=images / seconds,
-        )
+        scores = evaluate.accuracy(logits, labels), F.cross_entropy(logits, labels).item()
+        return tally.report(epoch, train.epochs, means, speed, *scores)
+
+    def learn(self, batch: Batch, epoch: int, steps: int, tally: Tally) -> None:
+        """Take one step of an epoch of `steps` steps."""
+        train, modes = self.config.train, self.modes
+        progress = epoch + tally.steps / steps
+        lr = learning_rate(train, progress / train.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with self.precision.autocast():
+            out, known = self.look(batch, progress)
+        with self.precision.autocast(fixed_weights=False):  # terms train their own parts here
+            tally.add(self.objective.own_steps(out, known, batch.labels, progress))
+            total, values = self.objective(out, known, batch.labels, progress)
+        if self.device.type == "cpu" or tally.steps % GPU_GUARD_STEPS == 0:
+            self.guard(total, values, epoch, tally.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        if total.requires_grad:  # not while the ramps of all terms are at 0
+            total.backward()
+        if train.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
+        self.optimizer.step()
+        if modes.prune:
+            modes.prune.step(lr)
+        tally.add({"total": total.detach(), **values})
+        tally.step(out.logits, batch.labels, lr)
 
     def steps(self) -> int:
         """Student steps of an epoch."""
         free = self.config.data_free
         return free.steps_per_epoch if free else self.batches.steps(self.config.train.batch_size)
 
-    def source(self, epoch: int) -> Iterator[Batch]:
-        """Batches of one epoch: real, or generated."""
+    def source(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Batches of one epoch from step `start` on: real, or generated."""
         size = self.config.train.batch_size
         if self.modes.generated:
-            return self.modes.generated.batches(epoch, size)
-        return self.batches.augmented(epoch, size, self.config.seed, epoch % self.config.views())
+            return self.modes.generated.batches(epoch, size, start)
+        return self.batches.augmented(epoch, size, self.config.seed, epoch % self.config.views(), start)
 
     def look(self, batch: Batch, progress: float) -> tuple[Out, Out | None]:
         """Show a batch, attacked where the run is robust, to the student and to the teacher."""

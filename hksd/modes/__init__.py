@@ -55,13 +55,18 @@ class Modes:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold (only the generator learns)."""
-        return self.generated.state_dict() if self.generated else {}
+        """What a checkpoint must hold: the generator, and the zeros that pruning has fixed."""
+        return {
+            **(self.generated.state_dict() if self.generated else {}),
+            **(self.prune.state_dict() if self.prune else {}),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `state_dict`."""
         if self.generated:
             self.generated.load_state_dict(state)
+        if self.prune:
+            self.prune.load_state_dict(state)
 
 
 __all__ = [
