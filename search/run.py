@@ -31,6 +31,7 @@ from search.session import (
     IMAGES,
     SPACE_FILE,
     TEACHERS,
+    Interrupt,
     InterruptedSearch,
     choose_folder,
     how_to_resume,
@@ -107,7 +108,7 @@ def search(
     largest = check_feasible(space, loop.image_shape(data))
     check_knowledge(space, loop.image_shape(data))
     resume_command = how_to_resume(folder, name, runs, address, tracking_uri)
-    with locked(folder), interruptible(display) as interrupt:
+    with locked(folder), interruptible(display, folder) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
         try:
             teacher = teachers.prepare(
@@ -135,7 +136,7 @@ def search(
         interrupt.ledger = ledger
         status = "FAILED"
         try:
-            _train(ledger, data, folder, runs, address, display)
+            _train(ledger, data, folder, runs, address, display, interrupt)
             status = "FINISHED"
         except KeyboardInterrupt:
             ledger.stopping = True
@@ -158,12 +159,24 @@ def search(
         return _outcome(found, start, where, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
 
 
-def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str | None, display: Display) -> None:
+def _train(
+    ledger: Ledger,
+    data: DataSet,
+    folder: Path,
+    runs: Path,
+    address: str | None,
+    display: Display,
+    interrupt: Interrupt,
+) -> None:
     """Start Ray and train; Ray is imported only here, after its environment is set."""
     ray_env.prepare(address)
     from search import tuning
 
-    tuning.start_ray(address)
+    try:
+        tuning.start_ray(address)
+    except SystemExit:  # while it starts, Ray answers SIGTERM itself
+        raise KeyboardInterrupt from None
+    interrupt.install()
     try:
         epochs, teachers_at = int(ledger.space.tree["train"]["epochs"]), (runs / TEACHERS).resolve()
         packing = tuning.pack(ledger, data, teachers_at)
@@ -171,6 +184,7 @@ def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str
             display.line(packing.reason)
         tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, epochs, packing.gpu)
     finally:
+        interrupt.disarm()
         tuning.stop_ray()
 
 
