@@ -3,7 +3,8 @@
 Resume rules, in order:
 1. A finished epoch is checkpointed before it is reported; what was reported can be resumed from.
 2. The newest whole checkpoint of the folder counts; damaged ones are moved aside.
-3. A checkpoint of another configuration or of other data is an error, never overwritten.
+3. A checkpoint of another configuration or of other data is an error, never overwritten. What counts is the
+   configuration up to there: a run may begin with the checkpoint of one that differs by later changes alone.
 4. Batch order and views are functions of (seed, epoch); the state of torch's generator is restored. On the CPU a
    resumed run therefore ends with bit-identical weights.
 5. A run whose last epoch is checkpointed is not trained again.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -26,17 +27,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hksd import checkpoint, evaluate, memory, models, precision, process
-from hksd.config import RunConfig, config_hash, dump_yaml
+from hksd.config import RunConfig, config_hash, dump_yaml, history_hash
 from hksd.data import DataSet
 from hksd.data.augment import Batch, Batches, batches_of
 from hksd.epoch import Stopped, Tally
 from hksd.errors import NonFiniteLossError, UserError
 from hksd.models.taps import Out, TappedNet
-from hksd.modes import Generated, Modes, Prune, Robust
+from hksd.modes import Modes
 from hksd.objective import Objective
 from hksd.outcome import EpochReport, OnEpoch, Result, ShouldStop
 from hksd.terms.base import Setting
-from hksd.training import learning_rate
+from hksd.training import TrainConfig, learning_rate
 
 CONFIG_FILE = "config.yaml"
 EVALUATION_BATCH = 512
@@ -98,6 +99,7 @@ def run(
     on_epoch: OnEpoch | None = None,
     should_stop: ShouldStop | None = None,
     resume: bool = True,
+    keep: Container[int] = (),
 ) -> Result:
     """Train `config.student` under `config.terms`; see `hksd.train.fit`, which prepares the arguments."""
     device = resolve_device(config.train.device)
@@ -110,7 +112,7 @@ def run(
         if out_dir is not None and resume:
             loop.resume()
         loop.note_config()
-        return loop.train(on_epoch)
+        return loop.train(on_epoch, keep)
 
 
 class _Loop:
@@ -125,7 +127,6 @@ class _Loop:
     ):
         self.config, self.data, self.teacher, self.device, self.out_dir = config, data, teacher, device, out_dir
         self.should_stop = should_stop
-        self.identity = {"config": config_hash(config), "data": data.fingerprint}
         self.student = models.make(config.student.spec(), **image_shape(data)).to(device)
         asked, shape = config.train.precision, {"in_channels": data.channels, "image_size": data.image_size}
         self.precision = precision.suited(precision.resolve(asked, device), asked, self.student, **shape)
@@ -149,30 +150,18 @@ class _Loop:
         self.validation = batches_of(data.validation, data, config.data, device, augment=False)
         for passes in (self.batches, self.validation):  # those of a teacher over a view, and of the validation
             passes.before_batch = self.poll
-        self.modes = self.make_modes()
+        self.modes = Modes.of(config, data, self.student, network, device)
         self.history: list[EpochReport] = []
         self.tally: Tally | None = None  # of the epoch under way
-
-    def make_modes(self) -> Modes:
-        config, epochs, generated = self.config, self.config.train.epochs, None
-        if config.data_free:
-            assert self.teacher is not None, "data_free has terms with a teacher"
-            model = self.teacher.model
-            shape = image_shape(self.data)
-            size = {"in_channels": shape["in_channels"], "image_size": shape["image_size"]}
-            generated = Generated(config.data_free, model, self.student, epochs, **size, device=self.device)
-        return Modes(
-            robust=Robust(config.robust, self.data, self.device) if config.robust else None,
-            prune=Prune(config.prune, self.student, epochs) if config.prune else None,
-            generated=generated,
-        )
 
     def resume(self) -> None:
         assert self.out_dir is not None
         state = checkpoint.load_newest(self.out_dir)
         if state is None:
             return
-        for what, mine in self.identity.items():
+        self.history = [EpochReport(**report) for report in state["history"]]
+        self.tally = Tally(self.device, state["tally"]) if state.get("tally") else None
+        for what, mine in self.identity().items():
             if state["identity"][what] != mine:
                 raise UserError(
                     f"{self.out_dir}: holds a checkpoint of other {'settings' if what == 'config' else 'data'} "
@@ -185,8 +174,11 @@ class _Loop:
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        self.history = [EpochReport(**report) for report in state["history"]]
-        self.tally = Tally(self.device, state["tally"]) if state.get("tally") else None
+
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint made now belongs to."""
+        begun = len(self.history) + (self.tally is not None)
+        return {"config": history_hash(self.config, begun), "data": self.data.fingerprint}
 
     def note_config(self) -> None:
         """Put the configuration beside the checkpoints, once it is clear that they belong to it."""
@@ -202,7 +194,7 @@ class _Loop:
         checkpoint.save(
             self.out_dir,
             {
-                "identity": self.identity,
+                "identity": self.identity(),
                 "student": self.student.state_dict(),
                 "objective": self.objective.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -214,7 +206,7 @@ class _Loop:
             },
         )
 
-    def train(self, on_epoch: OnEpoch | None) -> Result:
+    def train(self, on_epoch: OnEpoch | None, keep: Container[int]) -> Result:
         epochs, resumed_at, resumed_step = self.config.train.epochs, len(self.history), self.step
         tell = on_epoch or (lambda _: None)
         stopped = resumed_at > 0 and tell(self.history[-1]) == "stop" and resumed_at < epochs
@@ -224,6 +216,8 @@ class _Loop:
                 self.history.append(self.epoch(len(self.history)))
                 self.tally = None
                 self.save()
+                if self.out_dir is not None and len(self.history) in keep:
+                    checkpoint.keep(self.out_dir, len(self.history))
                 stopped = tell(self.history[-1]) == "stop" and len(self.history) < epochs
         except Stopped:
             stopped = True
@@ -233,8 +227,8 @@ class _Loop:
         return Result(
             self.student.cpu().eval(),
             tuple(self.history),
-            self.identity["config"],
-            self.identity["data"],
+            config_hash(self.config),
+            self.data.fingerprint,
             stopped,
             resumed_at,
             sum(report.seconds for report in self.history) + (self.tally.seconds if self.tally else 0.0),
@@ -253,7 +247,10 @@ class _Loop:
             raise Stopped
 
     def epoch(self, epoch: int) -> EpochReport:
-        train, modes = self.config.train, self.modes
+        now, modes = self.config.at(epoch), self.modes
+        self.objective.adopt(now.terms)
+        for group in self.optimizer.param_groups:
+            group.update({knob: getattr(now.train, knob) for knob in ("momentum", "nesterov", "weight_decay")})
         self.tally = tally = self.tally or Tally(self.device)
         with tally.waiting():
             if self.teacher:
@@ -264,18 +261,17 @@ class _Loop:
             modes.prune.begin(epoch)
         steps = self.steps()
         for batch in self.source(epoch, tally.steps):
-            self.learn(batch, epoch, steps, tally)
+            self.learn(batch, now.train, epoch, steps, tally)
             self.poll()
         means, speed = tally.means() | modes.scalars(), tally.images_per_s()
         logits, labels = evaluate.predict(self.student, self.validation.plain(EVALUATION_BATCH))
-        if modes.robust and modes.robust.wanted(epoch, train.epochs):
+        if modes.robust and modes.robust.wanted(epoch, now.train.epochs):
             means["robust/val_accuracy"] = modes.robust.accuracy(self.student, self.validation, EVALUATION_BATCH)
         scores = evaluate.accuracy(logits, labels), F.cross_entropy(logits, labels).item()
-        return tally.report(epoch, train.epochs, means, speed, *scores)
+        return tally.report(epoch, now.train.epochs, means, speed, *scores)
 
-    def learn(self, batch: Batch, epoch: int, steps: int, tally: Tally) -> None:
+    def learn(self, batch: Batch, train: TrainConfig, epoch: int, steps: int, tally: Tally) -> None:
         """Take one step of an epoch of `steps` steps."""
-        train, modes = self.config.train, self.modes
         progress = epoch + tally.steps / steps
         lr = learning_rate(train, progress / train.epochs)
         for group in self.optimizer.param_groups:
@@ -293,8 +289,8 @@ class _Loop:
         if train.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
         self.optimizer.step()
-        if modes.prune:
-            modes.prune.step(lr)
+        if self.modes.prune:
+            self.modes.prune.step(lr)
         tally.add({"total": total.detach(), **values})
         tally.step(out.logits, batch.labels, lr)
 

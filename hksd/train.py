@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Container
 from pathlib import Path
 
 from hksd import budget, knowledge, loop, precision, weights
@@ -32,6 +33,7 @@ def fit(
     resume: bool = True,
     cache_dir: Path | None = None,
     shared: RunConfig | None = None,
+    keep: Container[int] = (),
 ) -> Result:
     """Distil one student.
 
@@ -51,6 +53,8 @@ def fit(
             (see `hksd.data.store`).
         shared: stands for the other runs of a search, with the same data and teacher: what this run computes of the
             teacher's knowledge is kept for them, with what their terms need.
+        keep: numbers of finished epochs whose checkpoint stays in `out_dir` (see `hksd.checkpoint.keep`); as the
+            `last.ckpt` of another folder it starts a run that differs by later changes alone.
 
     Raises:
         UserError: wrong paths, data or checkpoints.
@@ -67,7 +71,9 @@ def fit(
             asked = shared if shared is not None and "squeeze" not in config.terms.active() else config
             teacher = teachers.prepare(asked, data, cache_dir=cache_dir)
         known = _knowledge(config, data, teacher, cache_dir, shared)
-    result = loop.run(config, data, known, out_dir=out_dir, on_epoch=on_epoch, should_stop=should_stop, resume=resume)
+    result = loop.run(
+        config, data, known, out_dir=out_dir, on_epoch=on_epoch, should_stop=should_stop, resume=resume, keep=keep
+    )
     if out_dir is not None and not result.stopped:
         try:
             weights.save(out_dir / WEIGHTS_FILE, result.student, student_metadata(config, data, result))

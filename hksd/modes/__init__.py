@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from hksd.data import DataSet
+from hksd.models.taps import TappedNet
 from hksd.modes.data_free import DataFreeConfig, Generated
 from hksd.modes.prune import Prune, PruneConfig
 from hksd.modes.robust import Robust, RobustConfig
 from hksd.schema import Section
+
+if TYPE_CHECKING:  # it has the sections of the modes
+    from hksd.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,22 @@ class Modes:
     robust: Robust | None = None
     prune: Prune | None = None
     generated: Generated | None = None
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, data: DataSet, student: TappedNet, teacher: TappedNet | None, device: torch.device
+    ) -> Modes:
+        """The modes of a run with these networks, which are on `device`."""
+        epochs, generated = config.train.epochs, None
+        if config.data_free:
+            assert teacher is not None, "data_free has terms with a teacher"
+            size = {"in_channels": data.channels, "image_size": data.image_size}
+            generated = Generated(config.data_free, teacher, student, epochs, **size, device=device)
+        return cls(
+            robust=Robust(config.robust, data, device) if config.robust else None,
+            prune=Prune(config.prune, student, epochs) if config.prune else None,
+            generated=generated,
+        )
 
     def scalars(self) -> dict[str, float]:
         """What the modes tell the log after an epoch."""
