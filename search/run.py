@@ -32,6 +32,7 @@ from search.session import (
     IMAGES,
     SPACE_FILE,
     TEACHERS,
+    Interrupt,
     choose_folder,
     how_to_resume,
     interruptible,
@@ -110,7 +111,7 @@ def search(
     largest = check_feasible(space, meter)
     check_knowledge(space, loop.image_shape(data))
     resume_command = how_to_resume(name, runs, address, tracking_uri)
-    with locked(folder), interruptible(display) as interrupt:
+    with locked(folder), interruptible(display, folder) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
         try:
             teacher = _teacher(space, largest, data, runs, display)
@@ -138,7 +139,7 @@ def search(
         interrupt.ledger = ledger
         status = "FAILED"
         try:
-            _train(ledger, data, folder, runs, address, display)
+            _train(ledger, data, folder, runs, address, display, interrupt)
             status = "FINISHED"
         except KeyboardInterrupt:
             ledger.stopping = True
@@ -168,12 +169,24 @@ def _teacher(space: Space, largest: StudentConfig, data: DataSet, runs: Path, di
     return [prepare(config) for config in (*wanted, space.middle({}))][-1]
 
 
-def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str | None, display: Display) -> None:
+def _train(
+    ledger: Ledger,
+    data: DataSet,
+    folder: Path,
+    runs: Path,
+    address: str | None,
+    display: Display,
+    interrupt: Interrupt,
+) -> None:
     """Start Ray and train; Ray is imported only here, after its environment is set."""
     ray_env.prepare(address)
     from search import tuning
 
-    tuning.start_ray(address)
+    try:
+        tuning.start_ray(address)
+    except SystemExit:  # while it starts, Ray answers SIGTERM itself
+        raise KeyboardInterrupt from None
+    interrupt.install()
     try:
         epochs, teachers_at = int(ledger.space.tree["train"]["epochs"]), (runs / TEACHERS).resolve()
         packing = tuning.pack(ledger, data, teachers_at)
@@ -181,6 +194,7 @@ def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str
             display.line(packing.reason)
         tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, epochs, packing.gpu)
     finally:
+        interrupt.disarm()
         tuning.stop_ray()
 
 

@@ -23,6 +23,7 @@ from hksd.outcome import EpochReport
 from hksd.train import fit
 from search import gpu
 from search.records import trial_folder
+from search.stopping import told_to_stop
 
 FAULT_FILE = "fault.txt"
 
@@ -52,7 +53,7 @@ def run_trial(
     """Train one assignment.
 
     A fault ends the trial, not the search: it is reported as the metric ``fault``, with the stack trace in the
-    trial's folder.
+    trial's folder. A trial that is told to stop is saved and ends without a report.
 
     Args:
         assignment: ``number`` and ``config`` (JSON text of the run configuration).
@@ -75,7 +76,15 @@ def run_trial(
 
     def train() -> None:
         middle = from_tree(json.loads(shared))
-        fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch, shared=middle)
+        fit(
+            config,
+            data=data,
+            out_dir=out,
+            cache_dir=Path(cache_dir),
+            on_epoch=on_epoch,
+            should_stop=told_to_stop(Path(search)),
+            shared=middle,
+        )
 
     log, warnings = logging.getLogger("hksd"), Warnings()
     log.addHandler(warnings)
