@@ -32,7 +32,7 @@ from search.session import IMAGES, TEACHERS
 from search.teaching import Teaching
 
 if TYPE_CHECKING:
-    from search.cli import Output
+    from search.output import Output
 
 OPENINGS_FILE = "test-openings.jsonl"
 
