@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Activations(TorchDispatchMode):
+class Activations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the memory that the operators of a forward pass write and read.
 
     A block of memory is alive from the operator that writes it first to the last one that reads it, however long
@@ -28,7 +28,7 @@ class Activations(TorchDispatchMode):
     """
 
     def __init__(self, weights: Iterable[Tensor]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.weights = {_block(tensor) for tensor in weights}
         self.held: list[Tensor] = []  # so that no block's identity is used again
         self.bytes: dict[int, int] = {}

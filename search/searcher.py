@@ -139,6 +139,7 @@ class Ledger:
         try:
             config = self.arms[arm] if arm else self.space.draw(trial)
             verify(config, **self.meter.shape)
+            self.meter.costs(config.student)  # a network may be one that cannot be measured
         except ConfigError as error:
             self._refuse(trial, "rejected", "; ".join(str(problem) for problem in error.problems))
             return None
@@ -149,7 +150,8 @@ class Ledger:
 
     def _admit(self, trial: optuna.Trial, config: RunConfig, arm: str | None, resumed: bool) -> Assignment | None:
         """Take a draw in, or refuse it with its reason."""
-        costs, digest = self.meter.costs(config.student), config_hash(config)
+        digest = config_hash(config)
+        costs = self._attributes(trial)["facts"]["costs"] if resumed else self.meter.costs(config.student)
         if not resumed:
             facts = {"arm": arm, "hash": digest, "costs": costs, "config": dump(config)}
             trial.set_user_attr("facts", facts)

@@ -20,6 +20,7 @@ from hksd.data import store
 from hksd.errors import UserError
 from hksd.schema import parse_yaml, to_yaml
 from search.console import Display, relative
+from search.latency import FOLDER as LATENCIES
 from search.space import Space
 
 if TYPE_CHECKING:  # imports Optuna
@@ -28,7 +29,7 @@ if TYPE_CHECKING:  # imports Optuna
 SPACE_FILE = "space.yaml"
 TEACHERS = "teachers"  # folder of cached teachers below the runs folder
 IMAGES = store.FOLDER  # folder of decoded images below the runs folder
-RESERVED = {TEACHERS, IMAGES, "mlflow-artifacts", "mlflow.db"}
+RESERVED = {TEACHERS, IMAGES, LATENCIES, "mlflow-artifacts", "mlflow.db"}
 
 
 def new_name(space: Space) -> str:
