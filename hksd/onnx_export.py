@@ -49,8 +49,15 @@ def to_onnx(program: nn.Module, example: Tensor) -> bytes:
             )
             made.save(buffer)
     except Exception as error:  # a network of the user's own may do anything
-        raise RunError(f"the network cannot be written as ONNX: {str(error) or type(error).__name__}") from error
+        raise RunError(f"the network cannot be written as ONNX: {_reason(error)}") from error
     return buffer.getvalue()
+
+
+def _reason(error: BaseException) -> str:
+    """First line of the first cause; what the exporter itself says is general and long."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager

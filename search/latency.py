@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from hksd import budget, latency
 from hksd.checkpoint import write_atomically
-from hksd.config import StudentConfig, TeacherConfig
+from hksd.config import StudentConfig, TeacherConfig, dump
 from hksd.errors import RunError, UserError, nearest
 from hksd.latency import Latency
 from search import ray_env
@@ -56,7 +56,7 @@ class Latencies:
             UserError: no node has the target, or the network cannot be built or written as ONNX.
             RunError: the target did not answer.
         """
-        facts = self._facts(network)
+        facts = self._depends(network)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         if key not in self.known:
             with self._alone():
@@ -77,21 +77,21 @@ class Latencies:
         finally:
             lock.release()
 
-    def _facts(self, network: StudentConfig | TeacherConfig) -> dict[str, Any]:
-        """What a latency depends on. Sizes stand for the code of a network, which its name does not tell."""
-        spec = {key: value for key, value in dataclasses.asdict(network.spec()).items() if key != "place"}
+    def facts(self) -> dict[str, Any]:
+        """Where and how it measures: target, threads, runs, runtime and processor."""
         if self._place is None:
             self._place = self._call(latency.where)
         runtime, processor = self._place
+        return {**dump(self.settings), "runtime": runtime, "processor": processor}
+
+    def _depends(self, network: StudentConfig | TeacherConfig) -> dict[str, Any]:
+        """What a latency depends on. Sizes stand for the code of a network, which its name does not tell."""
+        spec = {key: value for key, value in dataclasses.asdict(network.spec()).items() if key != "place"}
         return {
             "network": {**spec, "taps": list(spec["taps"])},
             "shape": self.shape,
             "size": dataclasses.asdict(budget.size(network, **self.shape)),
-            "target": self.settings.target,
-            "runtime": runtime,
-            "processor": processor,
-            "threads": self.settings.threads,
-            "runs": self.settings.runs,
+            **self.facts(),
         }
 
     def _look_up(self, network: StudentConfig | TeacherConfig, facts: dict[str, Any], path: Path) -> Latency:
@@ -129,18 +129,26 @@ def latencies_of(settings: SearchConfig, runs: Path, shape: Mapping[str, int]) -
 
 @contextlib.contextmanager
 def connected(latencies: Latencies | None, address: str | None) -> Iterator[None]:
-    """Stay connected to the cluster of a search inside, if its latencies are measured there."""
-    if latencies is None or latencies.settings.target == LOCAL or address is None:
-        yield
-        return
-    ray_env.prepare(address)
-    from search import tuning
+    """Stay connected to the cluster of a search inside, if its latencies are measured there.
 
-    tuning.start_ray(address)
-    try:
+    Raises:
+        UserError: no cluster answers, or no node has the target.
+    """
+    if latencies is None:
         yield
-    finally:
-        tuning.stop_ray()
+    elif latencies.settings.target == LOCAL or address is None:
+        latencies.facts()
+        yield
+    else:
+        ray_env.prepare(address)
+        from search import tuning
+
+        tuning.start_ray(address)
+        try:
+            latencies.facts()  # later, when trials are drawn, is too late to learn that there is no such target
+            yield
+        finally:
+            tuning.stop_ray()
 
 
 def read(path: Path, facts: Mapping[str, Any]) -> Latency | None:

@@ -121,6 +121,8 @@ def search(
             raise Stopped(resume_command) from None
         teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
         facts = _facts(space, name, data, teacher) | {"teaching": teaching.facts()}
+        if meter.latencies:
+            facts["latency"] = meter.latencies.facts()
         if resume:
             facts["space"] = open_search(runs, name).facts.get("space", facts["space"])
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))

@@ -30,6 +30,7 @@ from search.records import Assignment, Record, Status
 from search.tracking import EXPERIMENT, PARENT, RUNS_FILE, SPOOL_FILE, Tracker
 
 Make = Callable[..., Any]
+SIZES = {"params", "mflops", "peak_memory_mb"}
 PROMPT_S = 0.05  # a call that only takes note returns within that time
 
 
@@ -370,10 +371,7 @@ def test_what_cannot_be_written_is_spooled_and_sent_once_by_the_next_tracker(
         assert run.info.status == "FINISHED"
         if name != "first":
             assert steps(uri, run) == [1, 2, 3]
-            assert all(
-                len(points) == (3 if key not in SIZES else 1)
-                for key, points in history(uri, run).items()
-            )
+            assert all(len(points) == (3 if key not in SIZES else 1) for key, points in history(uri, run).items())
     third = Tracker(uri, folder, "first")
     assert third.close().sent == 0
 
