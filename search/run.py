@@ -23,7 +23,8 @@ from hksd.provenance import provenance
 from hksd.teacher import Teacher
 from search import arms, ray_env, tracking
 from search.console import Display, relative
-from search.costs import Meter, check_feasible
+from search.costs import Meter, check_feasible, measure_ahead
+from search.latency import connected, latencies_of
 from search.records import Record
 from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search, target
 from search.sampling import check_knowledge
@@ -107,8 +108,10 @@ def search(
     folder = choose_folder(space, runs, name, resume)
     # Faults of data and limits come before the folder of the search is made.
     data = datasets.load(space.middle({}).data, runs / IMAGES)
-    meter = Meter(loop.image_shape(data))
-    largest = check_feasible(space, meter)
+    meter = Meter(shape := loop.image_shape(data), latencies_of(space.search, runs, shape), space.search.limits)
+    with connected(meter.latencies, address):
+        measure_ahead(space, meter, partial(display.step, unit="student"))
+        largest = check_feasible(space, meter)
     check_knowledge(space, loop.image_shape(data))
     resume_command = how_to_resume(name, runs, address, tracking_uri)
     with locked(folder), interruptible(display, folder) as interrupt:
@@ -119,6 +122,8 @@ def search(
             raise Stopped(resume_command) from None
         teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
         facts = _facts(space, name, data, teacher) | {"teaching": teaching.facts()}
+        if meter.latencies:
+            facts["latency"] = meter.latencies.facts()
         if resume:
             facts["space"] = open_search(runs, name).facts.get("space", facts["space"])
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))

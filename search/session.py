@@ -21,6 +21,7 @@ from hksd.errors import UserError, nearest
 from hksd.schema import parse_yaml, to_yaml
 from search import space as spaces
 from search.console import Display, relative
+from search.latency import FOLDER as LATENCIES
 from search.space import Space
 from search.stopping import STOP_FILE
 
@@ -31,7 +32,7 @@ SPACE_FILE = "space.yaml"
 TEACHERS = "teachers"  # folder of cached teachers below the runs folder
 IMAGES = store.FOLDER  # folder of decoded images below the runs folder
 GRACE = 8.0  # seconds after SIGTERM in which trials may save; the search then ends without them, to be over in 20
-RESERVED = {TEACHERS, IMAGES, "mlflow-artifacts", "mlflow.db"}
+RESERVED = {TEACHERS, IMAGES, LATENCIES, "mlflow-artifacts", "mlflow.db"}
 
 
 def new_name(space: Space) -> str:
