@@ -166,7 +166,8 @@ def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str
     tuning.start_ray(address)
     try:
         epochs, teachers_at = int(ledger.space.tree["train"]["epochs"]), (runs / TEACHERS).resolve()
-        packing = tuning.pack(ledger, data, teachers_at)
+        largest = next(iter(ledger.arms.values())).student
+        packing = tuning.pack(ledger.space, largest, data, teachers_at)
         if packing.reason:
             display.line(packing.reason)
         tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, epochs, packing.gpu)
