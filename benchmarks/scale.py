@@ -38,6 +38,7 @@ from hksd.train import WEIGHTS_FILE
 from search import ray_env, tracking
 from search import space as spaces
 from search.console import Display
+from search.costs import Meter, check_feasible
 from search.records import trial_folder
 from search.results import FACTS_FILE, counts, export_trial, open_search
 from search.run import table_csv
@@ -112,7 +113,8 @@ def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[s
     settings = [f"search.trials={trials}", f"search.sampler={sampler}", "search.scheduler=none", "train.epochs=1"]
     space = spaces.load("quickstart", [*settings, "terms.adversarial.warmup_epochs=0", "train.device=cpu"])
     data = datasets.load(space.middle({}).data)
-    largest = spaces.check_feasible(space, loop.image_shape(data))
+    meter = Meter(loop.image_shape(data))
+    largest = check_feasible(space, meter)
     (folder / FACTS_FILE).write_text(json.dumps({"name": NAME, "minimize": []}))
     ends: list[float] = []
     with (folder / "output.txt").open("w") as output:
@@ -124,7 +126,7 @@ def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[s
             reported=[tracker.epoch, display.reported],
             ended=[tracker.end_trial, display.ended, lambda r: ends.append(time.perf_counter())],
         )
-        ledger = Ledger(space, folder.resolve(), loop.image_shape(data), largest, events)
+        ledger = Ledger(space, folder.resolve(), meter, largest, events)
         begin = time.perf_counter()
         tuning.start_ray(None)
         ray_s = time.perf_counter() - begin

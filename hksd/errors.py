@@ -15,6 +15,10 @@ class RunError(RuntimeError):
     """A run that started and could not finish. The command line exits with 1."""
 
 
+class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
+    """Stopped by the user, with what it had saved. The text is the command that goes on with it. Exits with 130."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One fault of a configuration: where (key path) and what."""

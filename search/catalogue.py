@@ -14,10 +14,11 @@ from hksd.modes import MODES, ModeEntry
 from hksd.terms import TERMS, TermEntry
 from search import alternatives
 from search import space as spaces
+from search.costs import Costs, Meter, check_feasible, within
 from search.sampling import DRAWS, check_knowledge, random_draws
 
 if TYPE_CHECKING:
-    from search.cli import Output
+    from search.output import Output
 
 BACKWARD = 3  # a training step costs about three forward passes
 DATASETS = {
@@ -116,9 +117,10 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
     shape: dict[str, int] = {}
     try:
         shape = loop.image_shape(datasets.load(space.middle({}).data))
-        sizes = [budget.size(draw.student, **shape) for draw in drawn]
-        largest = spaces.check_feasible(space, shape)
-        share = sum(not spaces.within(space.search.limits, size) for size in sizes) / draws
+        meter = Meter(shape)
+        sizes = [meter.costs(draw.student) for draw in drawn]
+        largest = check_feasible(space, meter)
+        share = sum(not within(space.search.limits, size) for size in sizes) / draws
         problem, knowledge = None, _knowledge(drawn, sizes, shape)
     except UserError as error:
         sizes, share, largest, problem, knowledge = [], None, None, str(error), None
@@ -165,7 +167,7 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
         for number, draw in enumerate(drawn[:samples]):
             flat = config.flatten(config.canonical(draw))
             mine = {key: flat[key] for key in drawable if key in flat}
-            size = f"{sizes[number].params:,} parameters, {sizes[number].mflops:.2f} MFLOPs: " if sizes else ""
+            size = f"{sizes[number]['params']:,} parameters, {sizes[number]['mflops']:.2f} MFLOPs: " if sizes else ""
             say(
                 f"sample {number + 1}: {size}"
                 + ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in mine.items())
@@ -174,7 +176,7 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
     output.give(facts, show)
 
 
-def _knowledge(drawn: list[config.RunConfig], sizes: list[budget.Size], shape: dict[str, int]) -> dict[str, Any] | None:
+def _knowledge(drawn: list[config.RunConfig], sizes: list[Costs], shape: dict[str, int]) -> dict[str, Any] | None:
     """For which share of the draws the teacher has to work in every step, why, and what that costs by FLOPs."""
     why: dict[str, int] = defaultdict(int)
     times: list[float] = []
@@ -185,7 +187,7 @@ def _knowledge(drawn: list[config.RunConfig], sizes: list[budget.Size], shape: d
         for reason in (reasons := live_because(draw, **shape) or asked):
             why[reason] += 1
         if reasons:
-            times.append(1 + budget.size(draw.teacher, **shape).flops / (BACKWARD * size.flops))
+            times.append(1 + budget.size(draw.teacher, **shape).mflops / (BACKWARD * size["mflops"]))
     return {
         "live_share": len(times) / len(drawn),
         "live_because": {reason: count / len(drawn) for reason, count in sorted(why.items())},

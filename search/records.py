@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hksd import budget
 from hksd.config import RunConfig, from_tree
 from hksd.errors import UserError
 from hksd.modes import MODES
+from search.settings import COSTS
 
 if TYPE_CHECKING:  # Optuna is imported by what needs a study: a single run knows records too
     from optuna.trial import FrozenTrial
@@ -29,14 +30,14 @@ class Assignment:
         number: number of the trial in the study.
         config: what to run.
         arm: name of the arm, or None for a drawn trial.
-        size: cost of its student.
+        costs: costs of its student by name (`search.settings.COSTS`).
         resumed: it was interrupted before and continues.
     """
 
     number: int
     config: RunConfig
     arm: str | None
-    size: budget.Size
+    costs: Mapping[str, float]
     resumed: bool = False
 
     @property
@@ -54,8 +55,7 @@ class Record:
         status: how it stands.
         arm: name of the arm, or None.
         config: its run configuration as nested mappings; None when the draw did not get that far.
-        params: parameters of its student.
-        mflops: MFLOPs of its student, 2 x MACs.
+        costs: costs of its student by name (`search.settings.COSTS`); empty when the draw did not get that far.
         epoch: last epoch reported, 0 for none.
         val_accuracy: validation accuracy of that epoch.
         seconds: training time so far.
@@ -66,12 +66,28 @@ class Record:
     status: Status
     arm: str | None
     config: dict[str, Any] | None
-    params: int | None
-    mflops: float | None
+    costs: Mapping[str, float]
     epoch: int
     val_accuracy: float | None
     seconds: float
     reason: str | None
+
+    @property
+    def params(self) -> int | None:
+        """Parameters of its student."""
+        return int(self.costs["params"]) if self.costs else None
+
+    @property
+    def mflops(self) -> float | None:
+        """MFLOPs of its student for one image, 2 x MACs."""
+        return self.costs.get("mflops")
+
+    def flat(self) -> dict[str, Any]:
+        """All fields by name, each cost as a field of its own."""
+        fields: dict[str, Any] = {}
+        for name, value in self.__dict__.items():
+            fields |= {cost: value.get(cost) for cost in COSTS} if name == "costs" else {name: value}
+        return fields
 
     @property
     def label(self) -> str:
@@ -136,8 +152,7 @@ def record(trial: FrozenTrial) -> Record:
         status=status,
         arm=facts.get("arm"),
         config=facts.get("config"),
-        params=facts.get("params"),
-        mflops=facts.get("mflops"),
+        costs=facts.get("costs", {}),
         epoch=progress.get("epoch", 0),
         val_accuracy=progress.get("val_accuracy"),
         seconds=progress.get("seconds", 0.0),

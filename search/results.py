@@ -17,7 +17,7 @@ from hksd.data import DataSet, store
 from hksd.errors import UserError
 from hksd.export import Row
 from hksd.train import WEIGHTS_FILE
-from search.baselines import ARMS
+from search.arms import ARMS
 from search.records import Record, read_records, trial_folder
 
 FACTS_FILE, EXPORT_FOLDER = "search.json", "export"
@@ -80,7 +80,7 @@ def front(records: Sequence[Record], minimize: Sequence[str]) -> list[Record]:
     complete = sorted((r for r in records if r.status == "complete"), key=lambda r: -(r.val_accuracy or 0.0))
 
     def costs(r: Record) -> list[float]:
-        return [-(r.val_accuracy or 0.0), *(float(getattr(r, name)) for name in minimize)]
+        return [-(r.val_accuracy or 0.0), *(r.costs[name] for name in minimize)]
 
     def dominated(r: Record) -> bool:
         return any(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import time
@@ -17,12 +16,13 @@ from hksd import data as datasets
 from hksd import teacher as teachers
 from hksd.config import dump, flatten
 from hksd.data import DataSet
-from hksd.errors import RunError
+from hksd.errors import RunError, Stopped
 from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
 from search import ray_env, tracking
 from search.console import Display, relative
+from search.costs import Meter, check_feasible
 from search.records import Record
 from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search
 from search.sampling import check_knowledge
@@ -31,7 +31,6 @@ from search.session import (
     IMAGES,
     SPACE_FILE,
     TEACHERS,
-    InterruptedSearch,
     choose_folder,
     how_to_resume,
     interruptible,
@@ -39,7 +38,7 @@ from search.session import (
     resolved,
     write,
 )
-from search.space import Space, check_feasible
+from search.space import Space
 from search.teaching import Teaching
 
 TABLE_FILE = "trials.csv"
@@ -98,13 +97,14 @@ def search(
     Raises:
         UserError: wrong space, name, data, folder or cluster.
         RunError: teacher too weak, or no trial ran to its end.
-        InterruptedSearch: stopped by the user.
+        Stopped: stopped by the user.
     """
     start = time.monotonic()
     folder = choose_folder(space, runs, name, resume)
     # Faults of data and limits come before the folder of the search is made.
     data = datasets.load(space.middle({}).data, runs / IMAGES)
-    largest = check_feasible(space, loop.image_shape(data))
+    meter = Meter(loop.image_shape(data))
+    largest = check_feasible(space, meter)
     check_knowledge(space, loop.image_shape(data))
     resume_command = how_to_resume(folder, name, runs, address, tracking_uri)
     with locked(folder), interruptible(display) as interrupt:
@@ -114,7 +114,7 @@ def search(
                 space.middle({}), data, cache_dir=(runs / TEACHERS).resolve(), on_progress=display.teacher
             )
         except KeyboardInterrupt:
-            raise InterruptedSearch(resume_command) from None
+            raise Stopped(resume_command) from None
         teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
         facts = _facts(space, name, data, teacher) | {"teaching": teaching.facts()}
         if resume:
@@ -130,7 +130,7 @@ def search(
             reported=[tracker.epoch, display.reported],
             ended=[tracker.end_trial, display.ended],
         )
-        ledger = Ledger(space, folder.resolve(), loop.image_shape(data), largest, events)
+        ledger = Ledger(space, folder.resolve(), meter, largest, events)
         display.take_over(ledger.records())
         interrupt.ledger = ledger
         status = "FAILED"
@@ -149,7 +149,7 @@ def search(
             where = export_trial(found, data=data) if status == "FINISHED" else None
             sent = _finish_tracking(tracker, found, status, display, where)
         if ledger.stopping:
-            raise InterruptedSearch(resume_command)
+            raise Stopped(resume_command)
         if where is None:
             reasons = sorted({r.reason for r in found.records if r.status == "failed" and r.reason})
             raise RunError(f"no trial ran to its end: {'; '.join(reasons) or 'all were stopped early'}")
@@ -197,8 +197,7 @@ def _public(record: Record) -> dict[str, Any]:
         "trial": record.number,
         "status": record.status,
         "val_accuracy": record.val_accuracy,
-        "params": record.params,
-        "mflops": record.mflops,
+        **record.costs,
         "config": record.config,
     }
 
@@ -286,12 +285,12 @@ def _finish_tracking(
 
 def table_csv(records: list[Record]) -> str:
     """All trials as CSV, one a line, with their configuration flattened."""
+    facts = [{name: value for name, value in record.flat().items() if name != "config"} for record in records]
+    configs = [flatten(record.config or {}) for record in records]
+    keys = sorted({key for flat in configs for key in flat})
+    names = [*dict.fromkeys(name for fact in facts for name in fact), *keys]
     buffer = io.StringIO()
-    flats = [flatten(record.config or {}) for record in records]
-    keys = sorted({key for flat in flats for key in flat})
-    names = [f.name for f in dataclasses.fields(Record) if f.name != "config"]
-    writer = csv.writer(buffer)
-    writer.writerow([*names, *keys])
-    for record, flat in zip(records, flats, strict=True):
-        writer.writerow([*(getattr(record, name) for name in names), *(flat.get(key, "") for key in keys)])
+    writer = csv.DictWriter(buffer, names, restval="")
+    writer.writeheader()
+    writer.writerows({**fact, **flat} for fact, flat in zip(facts, configs, strict=True))
     return buffer.getvalue()

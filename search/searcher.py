@@ -18,13 +18,13 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hksd import budget
 from hksd.config import RunConfig, StudentConfig, config_hash, dump, from_tree
 from hksd.errors import ConfigError, UserError
 from hksd.objective import verify
-from search.baselines import arms
+from search.arms import arms
+from search.costs import Meter, within
 from search.records import STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
-from search.space import Space, within
+from search.space import Space
 
 PATIENCE = 200  # refused draws in a row after which the space counts as exhausted
 log = logging.getLogger(__name__)
@@ -45,15 +45,13 @@ class Ledger:
     Args:
         space: the space.
         folder: folder of the search; holds the journal.
-        shape: `in_channels`, `classes` and `image_size` of the data.
+        meter: measures students for the images of the data.
         largest: student of the arms.
         events: observers.
     """
 
-    def __init__(
-        self, space: Space, folder: Path, shape: Mapping[str, int], largest: StudentConfig, events: Events | None = None
-    ):
-        self.space, self.shape, self.events = space, dict(shape), events or Events()
+    def __init__(self, space: Space, folder: Path, meter: Meter, largest: StudentConfig, events: Events | None = None):
+        self.space, self.meter, self.events = space, meter, events or Events()
         self.objectives = [space.search.maximize, *space.search.minimize]
         mend_journal(folder)
         self.storage = open_storage(folder)
@@ -140,7 +138,7 @@ class Ledger:
         """Take in an arm, or a draw; one that makes no valid run (every term absent, say) is refused."""
         try:
             config = self.arms[arm] if arm else self.space.draw(trial)
-            verify(config, **self.shape)
+            verify(config, **self.meter.shape)
         except ConfigError as error:
             self._refuse(trial, "rejected", "; ".join(str(problem) for problem in error.problems))
             return None
@@ -151,12 +149,12 @@ class Ledger:
 
     def _admit(self, trial: optuna.Trial, config: RunConfig, arm: str | None, resumed: bool) -> Assignment | None:
         """Take a draw in, or refuse it with its reason."""
-        size, digest = budget.size(config.student, **self.shape), config_hash(config)
+        costs, digest = self.meter.costs(config.student), config_hash(config)
         if not resumed:
-            facts = {"arm": arm, "hash": digest, "params": size.params, "mflops": size.mflops, "config": dump(config)}
+            facts = {"arm": arm, "hash": digest, "costs": costs, "config": dump(config)}
             trial.set_user_attr("facts", facts)
             self.given.add(arm)
-            broken, twin = within(self.space.search.limits, size), self.hashes.get(digest)
+            broken, twin = within(self.space.search.limits, costs), self.hashes.get(digest)
             if broken or twin is not None:
                 if broken:
                     self._refuse(trial, "rejected", f"outside the limits: {', '.join(broken)}")
@@ -165,7 +163,7 @@ class Ledger:
                 return None
         trial.set_user_attr("status", "running")
         self.hashes[digest] = trial.number
-        assignment = Assignment(trial.number, config, arm, size, resumed)
+        assignment = Assignment(trial.number, config, arm, costs, resumed)
         self.live[trial.number] = trial, assignment
         return assignment
 
@@ -211,8 +209,7 @@ class Ledger:
             if reason is not None:
                 self._conclude(trial, "failed", TrialState.FAIL, reason=reason)
             elif through:
-                size = {"params": assignment.size.params, "mflops": assignment.size.mflops}
-                values = {"val_accuracy": progress["val_accuracy"], **size}
+                values = {"val_accuracy": progress["val_accuracy"], **assignment.costs}
                 self._conclude(trial, "complete", TrialState.COMPLETE, [values[name] for name in self.objectives])
             elif self.stopping:
                 self._wait_again(trial._trial_id)

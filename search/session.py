@@ -31,10 +31,6 @@ IMAGES = store.FOLDER  # folder of decoded images below the runs folder
 RESERVED = {TEACHERS, IMAGES, "mlflow-artifacts", "mlflow.db"}
 
 
-class InterruptedSearch(Exception):  # noqa: N818 - not an error: the user asked for it
-    """The user stopped the search; everything is saved. The text says how to resume."""
-
-
 def new_name(space: Space) -> str:
     """A fresh name: the space and the time."""
     return f"{space.name}-{datetime.now():%Y%m%d-%H%M%S}"

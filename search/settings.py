@@ -10,6 +10,10 @@ from pydantic import BeforeValidator, Field
 
 from hksd.schema import Section
 
+Cost = Literal["params", "mflops"]
+COSTS: tuple[Cost, ...] = ("params", "mflops")
+SAMPLERS = ("tpe", "random")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits(Section):
@@ -17,6 +21,10 @@ class Limits(Section):
 
     params: Annotated[int | None, Field(ge=1, description="largest number of parameters")] = None
     mflops: Annotated[float | None, Field(gt=0, description="largest MFLOPs of one image, 2 x MACs")] = None
+
+    def bounds(self) -> dict[str, float]:
+        """The limits that are set, by the name of the cost."""
+        return {name: bound for name in COSTS if (bound := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +76,44 @@ class Resources(Section):
 class SearchConfig(Section):
     """How to search."""
 
-    trials: Annotated[int, Field(ge=1, description="trials to train, the two arms included")]
+    trials: Annotated[int, Field(ge=1, description="trials to train, the arms included")]
     maximize: Annotated[Literal["val_accuracy"], Field(description="the objective")] = "val_accuracy"
-    minimize: Annotated[
-        tuple[Literal["params", "mflops"], ...], Field(description="further objectives: a front in place of one winner")
-    ] = ()
+    minimize: Annotated[tuple[Cost, ...], Field(description="further objectives: a front in place of one winner")] = ()
+    max_drop: Annotated[
+        float | None,
+        Field(ge=0, description="points that a student may lose against the teacher; the smallest such wins"),
+    ] = None
     limits: Annotated[Limits, Field(description="hard limits, checked before training")] = field(default_factory=Limits)
     sampler: Annotated[Literal["tpe", "random"], Field(description="how draws are made")] = "tpe"
     scheduler: Annotated[Scheduler, BeforeValidator(_scheduler), Field(description="early stopping")] = field(
         default_factory=Scheduler
     )
+    arms: Annotated[
+        Literal["fixed", "tuned", "none"],
+        Field(description="runs to be measured against: as published, each with its own share of the draws, or none"),
+    ] = "fixed"
     seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="seed of the sampler")] = 0
     concurrent: Annotated[int | None, Field(ge=1, description="trials at once; default what the resources allow")] = (
         None
     )
     resources: Annotated[Resources, Field(description="what one trial occupies")] = field(default_factory=Resources)
+
+    max_device_hours: Annotated[
+        float | None, Field(gt=0, description="hours of training, over all devices, after which no trial is started")
+    ] = None
+    max_cost: Annotated[float | None, Field(gt=0, description="money after which no trial is started; needs price")] = (
+        None
+    )
+    price: Annotated[float | None, Field(gt=0, description="money that a device costs in an hour")] = None
+    epoch_timeout: Annotated[
+        float | None, Field(gt=0, description="seconds after which an epoch counts as hung; default from those so far")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and not self.minimize:
+            object.__setattr__(self, "minimize", ("params",))  # the smallest student is asked for
+        if self.max_cost is not None and self.price is None:
+            raise ValueError("max_cost needs price, what a device costs in an hour")
 
     def grace_epochs(self, epochs: int) -> int:
         """Epochs before which no trial is stopped, for runs of `epochs` epochs."""

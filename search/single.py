@@ -30,7 +30,7 @@ from search.session import IMAGES, TEACHERS
 from search.teaching import Teaching
 
 if TYPE_CHECKING:
-    from search.cli import Output
+    from search.output import Output
 
 
 def load_run(name: str, overrides: list[str]) -> RunConfig:

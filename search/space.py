@@ -8,21 +8,19 @@ parameters that exist.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hksd import budget
-from hksd.config import RunConfig, StudentConfig, from_tree
+from hksd.config import RunConfig, from_tree
 from hksd.errors import Problem, UserError, unknown
-from hksd.schema import Document, apply_overrides, build, check, parse_yaml, read_yaml, section_fields
+from hksd.schema import Document, apply_overrides, check, parse_yaml, read_yaml, section_fields
 from search import alternatives, ranges
 from search.ranges import Draws, Range
-from search.settings import Limits, SearchConfig
+from search.settings import SearchConfig
 
 Path_ = tuple[str | int, ...]
-BISECTION_SHARE = 1e-4  # of a range: finer than any change of a channel count
 FIXED = {
     "data": "all trials must see the same images",
     "teacher": "a search has one teacher",
@@ -125,71 +123,6 @@ class Space:
 def section_type(kind: Any) -> Any:
     """The dataclass of a section, with `| None` taken off."""
     return next((option for option in getattr(kind, "__args__", ()) if section_fields(option)), kind)
-
-
-def within(limits: Limits, size: budget.Size) -> list[str]:
-    """The limits that a student of this size breaks, in words; empty when it keeps them all."""
-    broken = []
-    if limits.params is not None and size.params > limits.params:
-        broken.append(f"params {size.params} > {limits.params}")
-    if limits.mflops is not None and size.mflops > limits.mflops:
-        broken.append(f"mflops {size.mflops:.3g} > {limits.mflops:g}")
-    return broken
-
-
-def check_feasible(space: Space, shape: Mapping[str, int]) -> StudentConfig:
-    """Return the largest student of the space within its limits.
-
-    Sizes rise with every number of the `student` section, so the low ends decide whether anything fits, and each
-    combination of choices is grown from there by bisection, one number after the other.
-
-    Args:
-        space: the space.
-        shape: `in_channels`, `classes` and `image_size` of the data.
-
-    Raises:
-        UserError: no student is within the limits; says which limit is impossible and the smallest size reachable.
-    """
-
-    def measure(section: Mapping[str, Any]) -> tuple[StudentConfig, budget.Size]:
-        student = build(StudentConfig, section, space.source)
-        return student, budget.size(student, **shape)
-
-    def fits(section: Mapping[str, Any]) -> bool:
-        return not within(space.search.limits, measure(section)[1])
-
-    smallest = list(space.smallest_students())
-    grown = [measure(_grow(section, space, fits)) for section in smallest if fits(section)]
-    if grown:
-        return max(grown, key=lambda pair: (pair[1].params, pair[1].flops))[0]
-    sized, limits, lines = [measure(section) for section in smallest], space.search.limits, []
-    for name, limit in (("params", limits.params), ("mflops", limits.mflops)):
-        if limit is None:
-            continue
-        student, size = min(sized, key=lambda pair: float(getattr(pair[1], name)))
-        least = getattr(size, name)
-        verdict = "impossible" if least > limit else "possible alone"
-        lines.append(
-            f"limits.{name} = {limit:g} is {verdict}: the smallest reachable is {least:g} "
-            f"({student.model}, width {student.width:g})"
-        )
-    raise UserError(f"{space.source}: search.limits: no student of this space is within the limits; {'; '.join(lines)}")
-
-
-def _grow(section: dict[str, Any], space: Space, fits: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
-    """Raise every number of a `student` section as far as it fits."""
-    for key in section:
-        spread = space.ranges.get(("student", key))
-        if spread is None or spread.kind == "choice":
-            continue
-        low, high = 0.0, 1.0
-        if fits({**section, key: spread.at(1.0)}):
-            low = 1.0
-        while high - low > BISECTION_SHARE and low < 1.0:
-            middle = (low + high) / 2
-            low, high = (middle, high) if fits({**section, key: spread.at(middle)}) else (low, middle)
-        section = {**section, key: spread.at(low)}
-    return section
 
 
 def find(name: str) -> Path:

@@ -168,7 +168,7 @@ class Tracker:
             name=assignment.label,
             tags=tags,
             params=flat_params(assignment.config),
-            metrics={"params": float(assignment.size.params), "mflops": assignment.size.mflops},
+            metrics={name: float(value) for name, value in assignment.costs.items()},
         )
 
     def epoch(self, number: int, report: Mapping[str, Any]) -> None:

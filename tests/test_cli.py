@@ -29,10 +29,10 @@ from hksd.train import fit
 from hksd.weights import read
 from search import cli
 from search import space as spaces
+from search.costs import Meter, check_feasible
 from search.records import read_records, trial_folder
 from search.results import FACTS_FILE
 from search.searcher import Ledger
-from search.space import check_feasible
 
 ROOT = Path(cli.__file__).resolve().parent.parent
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
@@ -152,7 +152,7 @@ def runs(files: Path) -> Path:
     space = spaces.load(str(files / "space.yaml"))
     data = datasets.load(from_tree(RUN).data)
     shape = loop.image_shape(data)
-    ledger = Ledger(space, folder, shape, check_feasible(space, shape))
+    ledger = Ledger(space, folder, Meter(shape), check_feasible(space, Meter(shape)))
     first, second, third = (ledger.next() for _ in range(3))
     assert first is not None
     assert second is not None

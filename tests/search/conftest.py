@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from search import space as spaces
+from search.costs import Meter, check_feasible
 from search.records import Assignment
 from search.searcher import Events, Ledger
-from search.space import Space, check_feasible
+from search.space import Space
 
 SHAPE = {"in_channels": 1, "classes": 10, "image_size": 8}
 BASE: Mapping[str, Any] = {
@@ -66,7 +67,7 @@ def open_ledger(tmp_path: Path, shape: dict[str, int]) -> Callable[..., Ledger]:
     """open_ledger(space, events): a ledger over the journal of this test; a second call opens the same study."""
 
     def make(space: Space, events: Events | None = None, folder: Path = tmp_path) -> Ledger:
-        return Ledger(space, folder, shape, check_feasible(space, shape), events)
+        return Ledger(space, folder, Meter(shape), check_feasible(space, Meter(shape)), events)
 
     return make
 

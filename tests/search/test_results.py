@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hksd.config import config_hash, dump, from_tree
 from hksd.errors import UserError
-from search.baselines import ARMS, NO_DISTILLATION, STANDARD_KD
+from search.arms import ARMS, NO_DISTILLATION, STANDARD_KD
 from search.records import Record, Status
 from search.results import FACTS_FILE, STATUSES, SearchFolder, best, counts, export_trial, front, open_search
 
@@ -34,7 +34,7 @@ def made(
     config: dict[str, Any] | None = None,
     mflops: float | None = 1.0,
 ) -> Record:
-    return Record(number, status, arm, config, params, mflops, 3, accuracy, 1.0, None)
+    return Record(number, status, arm, config, {"params": params, "mflops": mflops}, 3, accuracy, 1.0, None)
 
 
 # --- the best

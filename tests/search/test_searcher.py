@@ -18,15 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from hksd import budget
 from hksd.config import RunConfig, config_hash, from_tree
 from hksd.errors import UserError
 from search import searcher
-from search.baselines import ARMS, NO_DISTILLATION, STANDARD_KD
+from search.arms import ARMS, NO_DISTILLATION, STANDARD_KD
+from search.costs import Meter, check_feasible, within
 from search.records import STUDY_FILE, Assignment, Record, label, read_records
 from search.results import front
 from search.searcher import Events, Ledger
-from search.space import check_feasible, within
 
 Make = Callable[..., Any]
 TINY = {"student": {"model": "resnet8", "width": {"choice": [0.25, 0.5]}}, "terms": {"ce": {}}, "train": {"lr": 0.1}}
@@ -70,7 +69,7 @@ def test_the_arms_come_first_with_the_largest_student_within_the_limits(
     ledger = open_ledger(space)
     first, second, third = (take(ledger) for _ in range(3))
     assert (first.arm, second.arm, third.arm) == (NO_DISTILLATION, STANDARD_KD, None)
-    assert first.config.student == second.config.student == check_feasible(space, shape)
+    assert first.config.student == second.config.student == check_feasible(space, Meter(shape))
     assert list(first.config.terms.active()) == ["ce"]
     assert {name: term.weight for name, term in second.config.terms.items()} == {"ce": 0.1, "kd": 0.9}
     assert second.config.terms["kd"].temperature == 4.0
@@ -194,7 +193,7 @@ def test_draws_outside_the_limits_are_told_but_neither_trained_nor_counted(
     ledger = open_ledger(space, Events(ended=[ended.append]))
     given_out = spend(ledger, train)
     assert len(given_out) == ledger.trained == 8
-    assert not any(within(space.search.limits, budget.size(a.config.student, **shape)) for a in given_out)
+    assert not any(within(space.search.limits, Meter(shape).costs(a.config.student)) for a in given_out)
     refused = [record for record in ledger.records() if record.status == "rejected"]
     assert refused
     assert {record.number for record in refused}.isdisjoint(a.number for a in given_out)
@@ -349,7 +348,7 @@ def test_after_any_course_of_events_nothing_runs_and_a_restart_trains_exactly_wh
     space = make_space(search={"trials": 6})
 
     def ledger() -> Ledger:
-        return Ledger(space, folder, shape, check_feasible(space, shape))
+        return Ledger(space, folder, Meter(shape), check_feasible(space, Meter(shape)))
 
     folder = tmp_path_factory.mktemp("course")
     first = ledger()
@@ -421,11 +420,11 @@ import json, os, sys, time
 from pathlib import Path
 from search import space as spaces
 from search.searcher import Ledger
-from search.space import check_feasible
+from search.costs import Meter, check_feasible
 
 space = spaces.load(sys.argv[1])
 shape = {"in_channels": 1, "classes": 10, "image_size": 8}
-ledger = Ledger(space, Path(sys.argv[2]), shape, check_feasible(space, shape))
+ledger = Ledger(space, Path(sys.argv[2]), Meter(shape), check_feasible(space, Meter(shape)))
 report = lambda n, e, a: ledger.report(n, {"epoch": e, "val_accuracy": a, "seconds": 1.0})
 """
 DIES_BETWEEN = (
@@ -484,11 +483,11 @@ from pathlib import Path
 from optuna.storages.journal import JournalFileBackend
 from search import space as spaces
 from search.searcher import Ledger
-from search.space import check_feasible
+from search.costs import Meter, check_feasible
 
 space, folder = spaces.load(sys.argv[1]), Path(sys.argv[2])
 shape = {"in_channels": 1, "classes": 10, "image_size": 8}
-largest, write = check_feasible(space, shape), JournalFileBackend.append_logs
+largest, write = check_feasible(space, Meter(shape)), JournalFileBackend.append_logs
 
 def deadly(self, logs):
     global left
@@ -503,7 +502,7 @@ for writes in map(int, sys.argv[3:]):
     if os.fork() == 0:
         JournalFileBackend.append_logs = deadly
         (folder / str(writes)).mkdir()
-        ledger = Ledger(space, folder / str(writes), shape, largest)
+        ledger = Ledger(space, folder / str(writes), Meter(shape), largest)
         while (a := ledger.next()) is not None:
             ledger.report(a.number, {"epoch": 1, "val_accuracy": 0.5, "seconds": 1.0})
             ledger.finish(a.number, "a fault" if a.number % 3 == 1 else None)
@@ -652,7 +651,7 @@ def test_the_records_on_disk_are_those_of_the_ledger(
     assert found == ledger.records()
     assert (found[-1].status, found[-1].epoch, found[-1].val_accuracy) == ("running", 1, 0.25)
     assert from_tree(found[-1].config) == running.config
-    assert (found[-1].params, found[-1].mflops) == (running.size.params, running.size.mflops)
+    assert (found[-1].params, found[-1].mflops) == (running.costs["params"], running.costs["mflops"])
 
 
 def test_a_folder_without_a_study_is_a_users_error(tmp_path: Path) -> None:

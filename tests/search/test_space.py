@@ -20,9 +20,10 @@ from hksd.config import RunConfig, config_hash, dump, from_tree
 from hksd.errors import ConfigError, UserError, key_path
 from hksd.schema import Section, check, parse_yaml, read_yaml, section_fields
 from search import space as spaces
-from search.baselines import arms
+from search.arms import arms
+from search.costs import Costs, Meter, check_feasible, within
 from search.settings import SearchConfig
-from search.space import Space, check_feasible, within
+from search.space import Space
 
 Make = Callable[..., Any]
 ROOT = Path(spaces.__file__).resolve().parent.parent
@@ -100,11 +101,11 @@ def test_draws_and_arms_of_every_shipped_space_are_runs_and_its_limits_bind(name
     shape = {"in_channels": 3, "classes": 10, "image_size": 32}
     if space.tree["data"]["name"] == "digits":
         shape = {"in_channels": 1, "classes": 10, "image_size": 8}
-    largest = check_feasible(space, shape)
+    largest = check_feasible(space, Meter(shape))
     assert all(arm.student == largest for arm in arms(space, largest).values())
     drawn = [draw for draw, _ in draws(space, 100)]
     assert len({config_hash(draw) for draw in drawn}) > 90
-    kept = [not within(space.search.limits, budget.size(draw.student, **shape)) for draw in drawn]
+    kept = [not within(space.search.limits, Meter(shape).costs(draw.student)) for draw in drawn]
     assert sum(kept) > 20
     assert (
         max(budget.size(d.student, **shape).params for d, k in zip(drawn, kept, strict=True) if k)
@@ -629,10 +630,10 @@ def test_no_trial_is_stopped_before_a_third_of_its_epochs_or_the_named_number(
 STUDENTS = {"model": {"choice": ["resnet8", "resnet14", "resnet20"]}, "width": {"choice": [0.25, 0.5, 1.0]}}
 
 
-def sized(space: Space, shape: dict[str, int]) -> list[tuple[Any, budget.Size]]:
+def sized(space: Space, shape: dict[str, int]) -> list[tuple[Any, Costs]]:
     models, widths = (space.ranges[("student", key)].values for key in ("model", "width"))
     students = [config.StudentConfig(model=model, width=width) for model in models for width in widths]
-    return [(student, budget.size(student, **shape)) for student in students]
+    return [(student, Meter(shape).costs(student)) for student in students]
 
 
 @given(params=st.none() | st.integers(4000, 300_000), mflops=st.none() | st.floats(0.05, 4.0))
@@ -643,23 +644,23 @@ def test_the_largest_student_within_both_limits_is_chosen(
     fitting = [
         (student, size)
         for student, size in sized(space, shape)
-        if (params is None or size.params <= params) and (mflops is None or size.mflops <= mflops)
+        if (params is None or size["params"] <= params) and (mflops is None or size["mflops"] <= mflops)
     ]
     if not fitting:
         with pytest.raises(UserError):
-            check_feasible(space, shape)
+            check_feasible(space, Meter(shape))
         return
-    found = budget.size(check_feasible(space, shape), **shape)
-    assert found.params == max(size.params for _, size in fitting)
+    found = Meter(shape).costs(check_feasible(space, Meter(shape)))
+    assert found["params"] == max(size["params"] for _, size in fitting)
     assert not within(space.search.limits, found)
 
 
 def test_a_student_of_exactly_the_limit_is_within(make_space: Make, shape: dict[str, int]) -> None:
-    size = budget.size(config.StudentConfig(model="resnet14", width=0.5), **shape)
-    space = make_space(student=STUDENTS, search={"limits": {"params": size.params, "mflops": size.mflops}})
+    size = Meter(shape).costs(config.StudentConfig(model="resnet14", width=0.5))
+    space = make_space(student=STUDENTS, search={"limits": {"params": size["params"], "mflops": size["mflops"]}})
     assert within(space.search.limits, size) == []
-    assert check_feasible(space, shape) == config.StudentConfig(model="resnet14", width=0.5)
-    tight = make_space(student=STUDENTS, search={"limits": {"params": size.params - 1}})
+    assert check_feasible(space, Meter(shape)) == config.StudentConfig(model="resnet14", width=0.5)
+    tight = make_space(student=STUDENTS, search={"limits": {"params": size["params"] - 1}})
     assert len(within(tight.search.limits, size)) == 1
 
 
@@ -678,7 +679,7 @@ def test_an_impossible_limit_is_named_with_the_smallest_size_that_can_be_reached
 ) -> None:
     space = make_space(student=STUDENTS, search={"limits": limits})
     with pytest.raises(UserError, match=r"search\.limits") as caught:
-        check_feasible(space, shape)
+        check_feasible(space, Meter(shape))
     message = str(caught.value)
     assert "small.yaml" in message
     sizes = [size for _, size in sized(space, shape)]
@@ -699,11 +700,11 @@ def test_no_draw_within_the_limits_is_larger_than_the_student_of_the_arms(
     width: dict[str, Any], make_space: Make, shape: dict[str, int]
 ) -> None:
     space = make_space(student={"model": "resnet8", "width": width}, search={"limits": {"params": 40_000}})
-    largest = budget.size(check_feasible(space, shape), **shape)
-    sizes = [budget.size(drawn.student, **shape) for drawn, _ in draws(space, 60)]
-    kept = [size.params for size in sizes if not within(space.search.limits, size)]
+    largest = Meter(shape).costs(check_feasible(space, Meter(shape)))
+    sizes = [Meter(shape).costs(drawn.student) for drawn, _ in draws(space, 60)]
+    kept = [size["params"] for size in sizes if not within(space.search.limits, size)]
     assert len(kept) > 10
-    assert max(kept) <= largest.params
+    assert max(kept) <= largest["params"]
 
 
 # --- alternatives

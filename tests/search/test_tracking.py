@@ -22,10 +22,10 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from hksd import budget
 from hksd.config import RunConfig, config_hash, dump, flatten
 from hksd.errors import UserError
 from search import tracking
+from search.costs import Meter
 from search.records import Assignment, Record, Status
 from search.tracking import EXPERIMENT, PARENT, RUNS_FILE, SPOOL_FILE, Tracker
 
@@ -69,8 +69,8 @@ def config(make_config: Make) -> RunConfig:
 @pytest.fixture(scope="session")
 def trial(config: RunConfig, shape: dict[str, int]) -> Callable[..., Assignment]:
     """trial(number, arm): something to train."""
-    size = budget.size(config.student, **shape)
-    return lambda number, arm=None, resumed=False: Assignment(number, config, arm, size, resumed)
+    costs = Meter(shape).costs(config.student)
+    return lambda number, arm=None, resumed=False: Assignment(number, config, arm, costs, resumed)
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +78,7 @@ def ended(config: RunConfig) -> Callable[..., Record]:
     """ended(number, status, reason): how a trial ended."""
 
     def make(number: int, status: Status = "complete", reason: str | None = None) -> Record:
-        return Record(number, status, None, dump(config), 1, 1.0, 3, 0.5, 6.0, reason)
+        return Record(number, status, None, dump(config), {"params": 1, "mflops": 1.0}, 3, 0.5, 6.0, reason)
 
     return make
 
@@ -175,8 +175,8 @@ def test_a_search_is_a_run_and_its_trials_are_runs_below_it(
         assert run.data.tags["hksd.search"] == "first"
         assert run.data.tags["hksd.config_hash"] == config_hash(config)
         assert run.data.params == {key: str(value) for key, value in flatten(dump(config)).items()}
-        assert run.data.metrics["params"] == trial(0).size.params
-        assert run.data.metrics["mflops"] == pytest.approx(trial(0).size.mflops)
+        assert run.data.metrics["params"] == trial(0).costs["params"]
+        assert run.data.metrics["mflops"] == pytest.approx(trial(0).costs["mflops"])
         assert run.info.end_time is not None
 
     # One batch per epoch: everything of an epoch stands at its step, noted at one time.

@@ -1,0 +1,1 @@
+"""The commands of `hksd`, one file each: its options, and what it prints. Heavy imports are inside the functions."""

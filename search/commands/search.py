@@ -1,0 +1,67 @@
+"""`hksd search`: the search."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from hksd.errors import UserError
+from search.commands.options import DEFAULT_RUNS, Address, Json, Overrides, Runs, TrackingUri
+from search.output import Output
+
+EXAMPLE = "`hksd search quickstart --trials 12 --name first`"
+
+
+def search(
+    name_of_space: Annotated[str, typer.Argument(metavar="SPACE", help="Name of a shipped space, or a path.")],
+    name: Annotated[str | None, typer.Option(help="Name of the search; default the space and the time.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials to train, in place of the space's number.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the search of that name.")] = False,
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
+    overrides: Overrides = None,
+    runs: Runs = DEFAULT_RUNS,
+    as_json: Json = False,
+) -> None:
+    """Search, log every trial in MLflow, export the best student."""
+    from search import console, run, session, tracking
+    from search import space as spaces
+
+    output = Output(as_json)
+    parsed = spaces.load(name_of_space, overrides or []).with_trials(trials)
+    if resume and name is None:
+        raise UserError("--resume needs --name: which search?")
+    display = console.Display(output.console, parsed.search.trials)
+    try:
+        outcome = run.search(
+            parsed,
+            name=name or session.new_name(parsed),
+            runs=runs,
+            display=display,
+            resume=resume,
+            address=address,
+            tracking_uri=tracking_uri,
+        )
+    finally:
+        display.close()
+
+    def show(out: Console) -> None:
+        out.print(console.comparison(outcome.rows))
+        tally = ", ".join(f"{count} {status}" for status, count in outcome.trials.items() if count)
+        out.print(f"trials: {tally}; {outcome.wall_s:.0f} s, {outcome.device_s:.0f} s of training", highlight=False)
+        out.print(
+            f"exported to {console.relative(outcome.export)} (best.yaml, student.safetensors, student.pt2, card.md)"
+        )
+        if outcome.front:
+            out.print(
+                f"front of {len(outcome.front)}: trials {', '.join(str(r['trial']) for r in outcome.front)}; "
+                f"export another with `hksd export {outcome.name} --trial N`"
+            )
+        seen = outcome.tracking
+        for line in tracking.how_to_look(seen["uri"], console.program("mlflow"), seen["experiment"]):
+            out.print(line, highlight=False)
+
+    keys = ("name", "trials", "best", "arms", "front", "wall_s", "device_s", "export", "tracking")
+    output.give({key: getattr(outcome, key) for key in keys}, show)

@@ -1,0 +1,33 @@
+"""Where a command speaks: tables for people, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+PIPED_WIDTH = 120  # columns of tables where there is no terminal to ask
+
+
+class Output:
+    """What a command prints: tables for people on standard output, or one JSON object there and the rest on stderr."""
+
+    def __init__(self, as_json: bool):
+        self.as_json = as_json
+        piped = not (sys.stderr if as_json else sys.stdout).isatty()
+        self.console = Console(stderr=as_json, soft_wrap=True, width=PIPED_WIDTH if piped else None)
+        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+        logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
+
+    def give(self, data: dict[str, Any], show: Callable[[Console], None]) -> None:
+        """Print `data` as JSON, or let `show` print it for people."""
+        if self.as_json:
+            typer.echo(json.dumps(data, default=str))
+        else:
+            show(self.console)
