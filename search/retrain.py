@@ -16,14 +16,14 @@ import ray
 from ray.exceptions import RayError
 
 from hksd.checkpoint import write_atomically
-from hksd.config import from_tree
+from hksd.config import config_hash, from_tree
 from hksd.data import DataSet
 from hksd.errors import NonFiniteLossError
 from search import tuning
+from search.contenders import FAILED_FILE
 from search.space import Space
 from search.trial import FAULT_FILE, Place, listening
 
-VERDICT_FILE = "failed.json"
 LOOK_S = 1.0  # how often a waiting driver looks for signals
 
 
@@ -58,19 +58,21 @@ class Ended:
 def work(job: Job, data: DataSet, place: Place) -> Ended:
     """Train one run, continuing what is in its folder; a fault is told, with the stack trace in the folder.
 
-    A loss that is not finite would come again, so it is kept as the run's verdict (`verdict`); other faults, such as a
-    full disk, are tried again by the next confirmation.
+    A loss that is not finite would come again, so it is kept as the run's end (`search.contenders.Run.failure`); other
+    faults, such as a full disk, are tried again by the next confirmation.
     """
     out = Path(job.out)
     with listening() as warnings:
         try:
-            place.train(from_tree(json.loads(job.config)), data, out)
+            config = from_tree(json.loads(job.config))
+            place.train(config, data, out)
         except Exception as error:  # whatever a run meets, the others go on
             fault = f"{type(error).__name__}: {error}"
             out.mkdir(parents=True, exist_ok=True)
             (out / FAULT_FILE).write_text(traceback.format_exc())
             if isinstance(error, NonFiniteLossError):
-                write_atomically(out / VERDICT_FILE, json.dumps({"config": job.config, "reason": fault}).encode())
+                kept = {"config_hash": config_hash(config), "reason": fault}
+                write_atomically(out / FAILED_FILE, json.dumps(kept).encode())
             return Ended(fault, tuple(warnings.texts))
     return Ended(None, tuple(warnings.texts))
 
