@@ -31,7 +31,8 @@ from hksd.teacher import Teacher
 from hksd.train import WEIGHTS_FILE
 from search import contenders, openings, ray_env, verdicts
 from search import space as spaces
-from search.confirm_files import FOLDER, write_files
+from search.confirm_files import FOLDER, text, write_files
+from search.confirm_tracking import log_confirmation
 from search.console import Display, percent, relative
 from search.contenders import Contender, Run, runs_of
 from search.results import SearchFolder, load_student, open_search
@@ -91,6 +92,12 @@ def confirm(request: Request, display: Display) -> dict[str, Any]:
             raise Stopped(request.command) from None
         facts = confirmation.facts()
         write_files(search.folder / FOLDER, facts)
+        sent = log_confirmation(search.folder, search.folder / FOLDER, search.name, facts, text(facts))
+        if sent is not None and sent.unsent:
+            display.line(
+                f"warning: {sent.unsent} record(s) did not reach MLflow ({sent.problem}); they are kept and sent by "
+                "the next confirmation of this search"
+            )
     return facts
 
 
@@ -193,9 +200,9 @@ class Confirmation:
     def _ended(self, run: Run, fault: str | None, warnings: Sequence[str], total: int) -> None:
         """Show how a run ended."""
         self.trained += 1
-        for text in set(warnings) - self.display.warned:
-            self.display.warned.add(text)
-            self.display.line(escape(f"warning: {text}"))
+        for said in set(warnings) - self.display.warned:
+            self.display.warned.add(said)
+            self.display.line(escape(f"warning: {said}"))
         result = run.result(self.data.fingerprint)
         if result is None:
             self.faults[run.key] = fault = fault or f"no result in {run.folder}: does every node see that folder?"

@@ -39,9 +39,11 @@ def text(facts: Mapping[str, Any]) -> str:
         _networks(facts),
         _differences(facts["students"]),
         f"Mean ± sample standard deviation over the seeds {', '.join(map(str, facts['seeds']))}, 95 % t interval in "
-        f"brackets; {facts['test_images']:,} test images, {facts['validation_images']:,} validation images. "
-        "Differences are percentage points on test, paired by seed (the same seed: the same order of images, and the "
-        "same initial weights for the same network); paired t test, two-sided.",
+        f'brackets; {facts["test_images"]:,} test images, {facts["validation_images"]:,} validation images; "in the '
+        'search" is the validation accuracy that the selection saw.',
+        "Differences are percentage points on test, paired by seed: a seed fixes the order of images, and the initial "
+        "weights of a network. p: paired t test, two-sided; p (Holm): corrected for the number of students, as in the "
+        "sentences; intervals are not corrected.",
         _lines([*facts["notes"], opened(facts)]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -70,7 +72,7 @@ def _networks(facts: Mapping[str, Any]) -> str:
         _percent(teacher["test_accuracy"]),
         "1",
     ]
-    header = ["network", "model", "parameters", "MFLOPs", "validation in the search", "validation", "test", "n"]
+    header = ["network", "model", "parameters", "MFLOPs", "in the search", "validation", "test", "n"]
     return _table(header, [first, *(_network(one) for one in (*facts["students"], *facts["arms"]))])
 
 
@@ -82,8 +84,8 @@ def _network(one: Mapping[str, Any]) -> list[str]:
         _whole(one["params"]),
         _number(one["mflops"]),
         _percent(one["search_val_accuracy"]),
-        _mean(one["val_accuracy"]),
-        _mean(test),
+        _spread(one["val_accuracy"]),
+        _spread(test) + _interval(test),
         str(test["n"] if test else 0),
     ]
 
@@ -109,12 +111,16 @@ def _differences(students: Sequence[Mapping[str, Any]]) -> str:
     return _table(header, rows) if rows else ""
 
 
-def _mean(found: Mapping[str, Any] | None) -> str:
+def _spread(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "-"
-    spread = "" if found["std"] is None else f" ± {100 * found['std']:.2f}"
-    interval = "" if found["low"] is None else f" ({100 * found['low']:.2f} to {100 * found['high']:.2f})"
-    return f"{_percent(found['mean'])}{spread}{interval}"
+    return _percent(found["mean"]) + ("" if found["std"] is None else f" ± {100 * found['std']:.2f}")
+
+
+def _interval(found: Mapping[str, Any] | None) -> str:
+    if found is None or found["low"] is None:
+        return ""
+    return f" ({100 * found['low']:.2f} to {100 * found['high']:.2f})"
 
 
 def _percent(value: float | None) -> str:

@@ -152,7 +152,7 @@ def verdict(student: str, arm: str, difference: Difference | None, adjusted: flo
     """
     if difference is None:
         return f"{_upper(student)} and {arm}: there is no seed on which both ended, so they cannot be compared."
-    gain = f"{difference.mean:+.2f} points over {arm}"
+    gain = f"{difference.mean:+.2f} points {'against' if difference.mean < 0 else 'over'} {arm}"
     if difference.n == 1:
         return (
             f"{_upper(student)}: {gain} on one seed; one seed gives no interval and no test, so this shows nothing yet."
