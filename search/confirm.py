@@ -7,40 +7,32 @@ a killed one, more seeds or other students add what is missing, and where nothin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.markup import escape
 
 from hksd import data as datasets
-from hksd import evaluate, loop, process
 from hksd import teacher as teachers
 from hksd.config import dump
 from hksd.data import DataSet
-from hksd.data.augment import batches_of
 from hksd.errors import RunError, Stopped, UserError
-from hksd.models.taps import TappedNet
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
-from hksd.train import WEIGHTS_FILE
-from search import contenders, openings, ray_env, verdicts
+from search import contenders, openings, ray_env, scores, verdicts
 from search import space as spaces
 from search.confirm_files import FOLDER, text, write_files
 from search.confirm_tracking import log_confirmation
 from search.console import Display, percent, relative
 from search.contenders import Contender, Run, runs_of
-from search.results import SearchFolder, load_student, open_search
-from search.session import IMAGES, SPACE_FILE, TEACHERS, interruptible, locked, write
+from search.results import SearchFolder, open_search
+from search.scores import TEACHER, Scores
+from search.session import IMAGES, SPACE_FILE, TEACHERS, interruptible, locked
 from search.space import Space
-
-SCORES_FILE = "test-scores.json"
-TEACHER = "teacher"  # its key among the scores
 
 
 @dataclass(frozen=True)
@@ -209,17 +201,6 @@ class Confirmation:
         outcome = f"validation {percent(result['val_accuracy'])}" if result else f"failed: {fault}"
         self.display.line(escape(f"[{self.trained}/{total}] {run.name}: {outcome}"))
 
-    def scores(self) -> dict[str, dict[str, Any]]:
-        """Test scores so far by key: the teacher's, and those of runs whose weights are still the scored ones."""
-        try:
-            known: dict[str, dict[str, Any]] = json.loads((self.folder / SCORES_FILE).read_text())
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise UserError(f"{self.folder / SCORES_FILE}: damaged: {error}; remove it") from error
-        runs = {run.key: run for run in self.every_run}
-        return {key: one for key, one in known.items() if key not in runs or one["weights"] == _digest(runs[key])}
-
     def open_test(self) -> None:
         """Open the test split, once everything is trained, for what has no score on it yet.
 
@@ -230,73 +211,62 @@ class Confirmation:
         if not ended:
             reasons = "; ".join(sorted(set(self.faults.values())))
             raise RunError(f"no run has ended, so the test split stays closed: {reasons}")
-        known = self.scores()
+        known = scores.read(self.folder, ended)
         pending = [run for run in ended if run.key not in known]
-        if not pending and TEACHER in known:
-            return
-        scored = [run.key for run in pending] + ([] if TEACHER in known else [TEACHER])
-        teacher = None if TEACHER in known else self.teacher().model
-        test = datasets.load_test(self.middle.data)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        batches = batches_of(test, self.data, self.middle.data, device, augment=False)
+        if pending or TEACHER not in known:
+            teacher = None if TEACHER in known else self.teacher().model
 
-        def score(network: TappedNet) -> dict[str, Any]:
-            found = evaluate.score(*evaluate.predict(network.to(device), batches.plain(loop.EVALUATION_BATCH)))
-            return {"accuracy": found.accuracy, "nll": found.nll, "ece": found.ece, "count": found.count}
+            def on_scored(done: int) -> None:
+                self.display.step("scoring on the test split", done, len(pending), unit="student")
 
-        openings.record(self.search.folder, "hksd confirm", scored)
-        self.opened = True
-        if teacher is not None:
-            known[TEACHER] = score(teacher)
-        for done, run in enumerate(pending, 1):
-            with process.restored(run.config.seed):  # networks of the user's own may set what they like
-                student, _ = load_student(run.config, self.data, run.folder / WEIGHTS_FILE)
-                known[run.key] = score(student) | {"weights": _digest(run)}
-            self.display.step("scoring on the test split", done, len(pending), unit="student")
-        write(self.folder / SCORES_FILE, json.dumps(known, indent=1))
+            scores.add(self.folder, known, pending, teacher, self.middle, self.data, on_scored)
+            self.opened = True
 
     def facts(self) -> dict[str, Any]:
         """Everything that is known now, as `confirm.json` holds it."""
-        scores, openings_so_far = self.scores(), openings.count(self.search.folder)
-        known = {who: self._scored(runs, scores) for who, runs in self.runs.items()}
-        students, arms = ([known[one.who] for one in kind] for kind in (self.students, self.arms))
+        known = scores.read(self.folder, self.every_run)
+        by_who = {who: self._scored(runs, known) for who, runs in self.runs.items()}
+        students, arms = ([by_who[one.who] for one in kind] for kind in (self.students, self.arms))
         teacher = self.search.facts.get("teacher", {})
-        found = verdicts.figures(students, arms, scores[TEACHER]["accuracy"])
+        found = verdicts.figures(students, arms, known[TEACHER]["accuracy"])
         found["notes"] += [
-            f'the arm "{name}" has not run to its end' for name in contenders.unfinished_arms(self.search)
+            f'The arm "{name}" is left out: it has not run to its end in the search.'
+            for name in contenders.unfinished_arms(self.search)
         ]
+        if not arms:
+            found["notes"].append("There is no arm to compare with, so nothing is said of what distillation brought.")
         return {
             "search": self.search.name,
             "seeds": self.seeds,
             "trained_now": self.trained,
             "opened_now": self.opened,
-            "test_openings": openings_so_far,
-            "test_images": scores[TEACHER]["count"],
+            "test_openings": openings.count(self.search.folder),
+            "test_images": known[TEACHER]["count"],
             "validation_images": len(self.data.validation),
             "teacher": {
                 "model": teacher.get("model"),
                 "params": teacher.get("params"),
                 "mflops": teacher.get("mflops"),
                 "val_accuracy": teacher.get("accuracy"),
-                "test_accuracy": scores[TEACHER]["accuracy"],
+                "test_accuracy": known[TEACHER]["accuracy"],
             },
             **found,
-            "runs": [self._row(run, scores) for run in self.every_run],
+            "runs": [self._row(run, known) for run in self.every_run],
             "data_fingerprint": self.data.fingerprint,
             "provenance": provenance(),
         }
 
-    def _scored(self, runs: Sequence[Run], scores: Mapping[str, Mapping[str, Any]]) -> verdicts.Scored:
+    def _scored(self, runs: Sequence[Run], known: Scores) -> verdicts.Scored:
         results = {run.config.seed: run.result(self.data.fingerprint) for run in runs}
         return verdicts.Scored(
             runs[0].contender,
             val={seed: result["val_accuracy"] for seed, result in results.items() if result},
-            test={run.config.seed: scores[run.key]["accuracy"] for run in runs if run.key in scores},
+            test={run.config.seed: known[run.key]["accuracy"] for run in runs if run.key in known},
             failed={run.config.seed: self.faults[run.key] for run in runs if run.key in self.faults},
         )
 
-    def _row(self, run: Run, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        result, score = run.result(self.data.fingerprint) or {}, scores.get(run.key, {})
+    def _row(self, run: Run, known: Scores) -> dict[str, Any]:
+        result, score = run.result(self.data.fingerprint) or {}, known.get(run.key, {})
         return {
             "run": run.key,
             "name": run.contender.name,
@@ -310,9 +280,3 @@ class Confirmation:
             "config_hash": result.get("config_hash"),
             "reason": self.faults.get(run.key),
         }
-
-
-def _digest(run: Run) -> str | None:
-    """Hash of the weights of a run; None where there are none."""
-    file = run.folder / WEIGHTS_FILE
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
