@@ -128,21 +128,15 @@ def students(search: SearchFolder, top: int, trials: Sequence[int] | None = None
 
 
 def arms(search: SearchFolder) -> list[Contender]:
-    """The arms that have run to their end; of an arm with several trials, the most accurate one."""
-    best: dict[str, Record] = {}
-    for record in search.records:
-        if record.arm and record.status == "complete":
-            other = best.get(record.arm)
-            if other is None or (record.val_accuracy or 0.0) > (other.val_accuracy or 0.0):
-                best[record.arm] = record
-    return [_contender(record) for record in best.values()]
+    """The arms that have run to their end; of an arm with several trials, the best one."""
+    found = [search.arm(name) for name in search.arm_names()]
+    return [_contender(record) for record in found if record is not None and record.status == "complete"]
 
 
 def unfinished_arms(search: SearchFolder) -> list[str]:
     """Names of the arms of which no trial has run to its end."""
-    names = dict.fromkeys(record.arm for record in search.records if record.arm)
     ended = {contender.record.arm for contender in arms(search)}
-    return [name for name in names if name not in ended]
+    return [name for name in search.arm_names() if name not in ended]
 
 
 def _named(search: SearchFolder, number: int) -> Record:

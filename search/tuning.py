@@ -42,7 +42,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         assert self.ledger is not None
         assignment = self.ledger.next()
         if assignment is None:
-            return Searcher.FINISHED
+            # A trial that runs may be lost and come back: asked again later.
+            return None if self.ledger.live and not self.ledger.stopping else Searcher.FINISHED
         self.numbers[trial_id] = assignment.number
         return {"number": assignment.number, "config": json.dumps(dump(assignment.config)), "arm": assignment.arm or ""}
 
