@@ -194,7 +194,7 @@ def _train(
     interrupt.install()
     try:
         epochs, teachers_at = int(ledger.space.tree["train"]["epochs"]), (runs / TEACHERS).resolve()
-        packing = tuning.pack(ledger, data, teachers_at)
+        packing = tuning.pack(ledger.space, ledger.largest, data, teachers_at)
         if packing.reason:
             display.line(packing.reason)
         tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, epochs, packing.gpu)

@@ -117,8 +117,8 @@ def write(path: Path, text: str) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make the folder and keep every other process out of it.
+def locked(folder: Path, doing: str = "running this search") -> Iterator[None]:
+    """Make the folder and keep every other process out of it; `doing` says what the other one does.
 
     Raises:
         UserError: it cannot be written, or another process has it.
@@ -128,7 +128,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except Timeout as error:
-        raise UserError(f"{folder}: another process is running this search") from error
+        raise UserError(f"{folder}: another process is {doing}") from error
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
     try:

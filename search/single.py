@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shlex
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +23,7 @@ from hksd.objective import verify
 from hksd.outcome import EpochReport, Result
 from hksd.provenance import provenance
 from hksd.schema import read_yaml
-from search import gpu
+from search import gpu, openings
 from search import space as spaces
 from search.console import Display, percent, relative
 from search.results import load_student
@@ -35,8 +33,6 @@ from search.teaching import Teaching
 
 if TYPE_CHECKING:
     from search.output import Output
-
-OPENINGS_FILE = "test-openings.jsonl"
 
 
 def load_run(name: str, overrides: list[str]) -> RunConfig:
@@ -174,7 +170,7 @@ def evaluate_one(output: Output, target: str, split: str, overrides: list[str], 
     chosen = data.validation
     if split == "test":
         chosen = datasets.load_test(config.data)
-        _record_opening(folder)
+        openings.record(folder, "hksd evaluate", [target])
     batches = batches_of(chosen, data, config.data, loop.resolve_device("cpu"), augment=False)
     scores = scoring.score(*scoring.predict(student, batches.plain(loop.EVALUATION_BATCH)))
     per_class = [None if math.isnan(value) else value for value in scores.per_class]  # JSON knows no NaN
@@ -190,15 +186,3 @@ def evaluate_one(output: Output, target: str, split: str, overrides: list[str], 
             console.print(f"  {name}: {percent(accuracy)}", highlight=False, markup=False)
 
     output.give(facts, show)
-
-
-def _record_opening(folder: Path) -> None:
-    """Write down that the test split was opened: whoever reports its number can see how often that happened."""
-    line = json.dumps({"opened": datetime.now(timezone.utc).isoformat(timespec="seconds"), "by": "hksd evaluate"})
-    try:
-        with (folder / OPENINGS_FILE).open("a") as file:
-            file.write(line + "\n")
-    except OSError as error:
-        raise UserError(
-            f"{folder / OPENINGS_FILE}: the opening of the test split cannot be recorded: {error.strerror}"
-        ) from error

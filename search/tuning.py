@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from hksd.config import dump
+from hksd.config import StudentConfig, dump
 from hksd.data import DataSet
 from hksd.errors import UserError
 from search import packing
@@ -159,12 +159,19 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def pack(ledger: Ledger, data: DataSet, cache_dir: Path) -> Packing:
-    """Find out how many trials share a GPU (`search.packing`), with a dry run where the space leaves it open."""
-    space, have = ledger.space, ray.cluster_resources()
+def pack(space: Space, student: StudentConfig, data: DataSet, cache_dir: Path) -> Packing:
+    """Find out how many trials share a GPU (`search.packing`), with a dry run where the space leaves it open.
+
+    Args:
+        space: the space.
+        student: the largest student there will be.
+        data: its images.
+        cache_dir: folder of cached teachers.
+    """
+    have = ray.cluster_resources()
 
     def try_out() -> Usage:
-        config = space.middle({"student": dump(ledger.largest)})
+        config = space.middle({"student": dump(student)})
         run = ray.remote(num_gpus=1, max_calls=1)(packing.measured)  # its process ends and leaves no memory occupied
         usage: Usage = ray.get(run.remote(config, data, cache_dir))
         return usage
