@@ -20,7 +20,7 @@ from hksd.errors import RunError, Stopped
 from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
-from search import ray_env, tracking
+from search import ray_env, stopping, tracking
 from search.console import Display, relative
 from search.costs import Meter, check_feasible
 from search.records import Record
@@ -122,6 +122,7 @@ def search(
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         display.line(_teacher_line(facts["teacher"], teacher))
         display.line(str(teaching))
+        display.line(stopping.description(space))
         uri = tracking.store(tracking_uri, runs)
         tracker = tracking.Tracker(uri, folder, name)
         tracker.start_search(_parent_params(space, facts), resolved(space))
@@ -165,11 +166,11 @@ def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str
 
     tuning.start_ray(address)
     try:
-        epochs, teachers_at = int(ledger.space.tree["train"]["epochs"]), (runs / TEACHERS).resolve()
+        teachers_at = (runs / TEACHERS).resolve()
         packing = tuning.pack(ledger, data, teachers_at)
         if packing.reason:
             display.line(packing.reason)
-        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, epochs, packing.gpu)
+        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, packing.gpu)
     finally:
         tuning.stop_ray()
 
