@@ -2,7 +2,8 @@
 
 `hypervolume.py` replays searches against it, so that ways to search can be compared over many repeats without any
 training. The table is a CSV file: the choices of a configuration, its costs, its accuracy after each epoch in 1/10,000,
-and lines with the command, versions and hardware in front.
+and lines with the command, versions and hardware in front. The curve of a run that fails, because its loss is no longer
+finite, ends there. A file that is there already is continued.
 
     python benchmarks/curves.py --out benchmarks/results/curves.csv
 """
@@ -10,6 +11,7 @@ and lines with the command, versions and hardware in front.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import itertools
 import json
@@ -22,6 +24,7 @@ import common
 
 from hksd import data as datasets
 from hksd import loop
+from hksd.errors import NonFiniteLossError
 from hksd.provenance import provenance
 from hksd.train import fit
 from search import space as spaces
@@ -40,7 +43,7 @@ terms:
 train:
   epochs: 9
   batch_size: {choice: [64, 128]}
-  lr: {choice: [0.01, 0.03, 0.1, 0.3, 1.0]}
+  lr: {choice: [0.01, 0.03, 0.1, 0.3]}
   device: cpu
 search: {trials: 60, minimize: [params], arms: none}
 """
@@ -59,6 +62,23 @@ def grid(space: Space) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         yield values, tree
 
 
+def begin(file: Path, space: Space) -> int:
+    """Write what stands in front of the rows; returns their number, 0."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"command": common.command(), **provenance(), "space": space.tree}
+    names = [".".join(map(str, path)) for path in space.ranges]
+    epochs = range(1, space.middle({}).train.epochs + 1)
+    with file.open("w", newline="") as output:
+        output.write("".join(f"# {line}\n" for line in json.dumps(facts, indent=1).splitlines()))
+        csv.writer(output).writerow([*names, "params", "mflops", *(f"epoch {epoch}" for epoch in epochs)])
+    return 0
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a table."""
+    return list(csv.DictReader(line for line in file.read_text().splitlines() if not line.startswith("#")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -71,20 +91,22 @@ def main() -> None:
         space = spaces.load(str(file), options.set)
         data = datasets.load(space.middle({}).data)
         meter, shared = Meter(loop.image_shape(data)), space.middle({})
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with options.out.open("w", newline="") as output:
-            facts = {"command": common.command(), **provenance(), "space": space.tree}
-            output.write("".join(f"# {line}\n" for line in json.dumps(facts, indent=1).splitlines()))
-            epochs = range(1, shared.train.epochs + 1)
+        known = begin(options.out, space) if not options.out.exists() else len(rows(options.out))
+        with options.out.open("a", newline="") as output:
             writer = csv.writer(output)
-            names = [".".join(map(str, path)) for path in space.ranges]
-            writer.writerow([*names, "params", "mflops", *(f"epoch {epoch}" for epoch in epochs)])
-            for values, tree in itertools.islice(grid(space), None, None, options.every):
-                config = spaces.from_tree(tree)
-                result = fit(config, data=data, cache_dir=Path(scratch) / "teachers", shared=shared)
+            for values, tree in itertools.islice(grid(space), known * options.every, None, options.every):
+                config, curve = spaces.from_tree(tree), list[int]()
+                with contextlib.suppress(NonFiniteLossError):
+                    fit(
+                        config,
+                        data=data,
+                        cache_dir=Path(scratch) / "teachers",
+                        shared=shared,
+                        on_epoch=lambda report, curve=curve: curve.append(round(report.val_accuracy * SCALE)),
+                    )
                 costs = meter.costs(config.student)
-                curve = [round(report.val_accuracy * SCALE) for report in result.history]
-                writer.writerow([*values, costs["params"], f"{costs['mflops']:.5g}", *curve])
+                blank = [""] * (config.train.epochs - len(curve))
+                writer.writerow([*values, costs["params"], f"{costs['mflops']:.5g}", *curve, *blank])
                 output.flush()
 
 

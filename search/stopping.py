@@ -8,10 +8,12 @@ accuracy: a trial that no other beats in everything is never stopped by a rung.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,8 +31,8 @@ EPSILON = 1e-9  # powers of a reduction factor are not exact
 class Rule(Protocol):
     """Decides about the trials of one group."""
 
-    def decide(self, number: int, epoch: int, accuracy: float, costs: Sequence[float]) -> bool:
-        """Take in an epoch of a trial and say whether the trial stops.
+    def enter(self, number: int, epoch: int, accuracy: float, costs: Sequence[float]) -> None:
+        """Take in an epoch of a trial.
 
         Args:
             number: number of the trial. Its epochs come in their order; a repeated one changes nothing.
@@ -38,6 +40,9 @@ class Rule(Protocol):
             accuracy: validation accuracy after that epoch, 0 to 1.
             costs: what the student costs in each objective that is minimised; empty with one objective.
         """
+
+    def stops(self, number: int, epoch: int) -> bool:
+        """Whether a trial stops after an epoch, which has been taken in."""
 
 
 class Rung:
@@ -81,13 +86,14 @@ class SuccessiveHalving:
         self.rungs = {epoch: Rung() for epoch in rungs}
         self.reduction_factor = reduction_factor
 
-    def decide(self, number: int, epoch: int, accuracy: float, costs: Sequence[float]) -> bool:
-        """See `Rule.decide`."""
-        rung = self.rungs.get(epoch)
-        if rung is None:
-            return False
-        rung.enter(number, (-accuracy, *costs))
-        return not rung.keeps(number, self.reduction_factor)
+    def enter(self, number: int, epoch: int, accuracy: float, costs: Sequence[float]) -> None:
+        """See `Rule.enter`."""
+        if epoch in self.rungs:
+            self.rungs[epoch].enter(number, (-accuracy, *costs))
+
+    def stops(self, number: int, epoch: int) -> bool:
+        """See `Rule.stops`."""
+        return epoch in self.rungs and not self.rungs[epoch].keeps(number, self.reduction_factor)
 
 
 class Brackets:
@@ -111,23 +117,28 @@ class Brackets:
         starts = [math.ceil((len(rungs) + 1) / (m + 1) * reduction_factor**m - EPSILON) for m in halvings]
         self.shares = [start / sum(starts) for start in starts]
 
-    def bracket(self, number: int) -> int:
-        """The bracket of a trial, from 0."""
-        place = (number * GOLDEN) % 1.0
-        return next((s for s, end in enumerate(itertools.accumulate(self.shares)) if place < end), len(self.shares) - 1)
+    def of(self, number: int) -> SuccessiveHalving:
+        """The bracket of a trial."""
+        place = bisect.bisect(list(itertools.accumulate(self.shares)), (number * GOLDEN) % 1.0)
+        return self.brackets[min(place, len(self.brackets) - 1)]
 
-    def decide(self, number: int, epoch: int, accuracy: float, costs: Sequence[float]) -> bool:
-        """See `Rule.decide`."""
-        return self.brackets[self.bracket(number)].decide(number, epoch, accuracy, costs)
+    def enter(self, number: int, epoch: int, accuracy: float, costs: Sequence[float]) -> None:
+        """See `Rule.enter`."""
+        self.of(number).enter(number, epoch, accuracy, costs)
+
+    def stops(self, number: int, epoch: int) -> bool:
+        """See `Rule.stops`."""
+        return self.of(number).stops(number, epoch)
 
 
 class MedianRule:
-    """Median stopping rule (Golovin et al. 2017, Google Vizier, section 3.2.2).
+    """Median stopping rule (Golovin et al. 2017, Google Vizier, section 3.2.2), with three changes.
 
     A trial stops when its best accuracy so far is below the median, over the others that reached this epoch, of their
-    mean accuracy until then. The best, not the mean, of the trial itself: one bad epoch shall not end it. Unlike in
-    Vizier the others need not have run to the end: only survivors do, and their median would rise and rise. With
-    several objectives the others are those whose student costs at most as much in every one.
+    mean accuracy since the grace epochs. The best, not the mean, of the trial itself: one bad epoch shall not end it.
+    In Vizier means begin at the first epoch, which on rising curves stops next to nothing, and are those of trials that
+    ran to the end: of survivors, whose median rises and rises. With several objectives the others are those whose
+    student costs at most as much in every one.
 
     Args:
         grace: no trial is stopped before this epoch.
@@ -136,23 +147,29 @@ class MedianRule:
 
     def __init__(self, grace: int, min_trials: int):
         self.grace, self.min_trials = grace, min_trials
-        self.curves: dict[int, dict[int, float]] = defaultdict(dict)
-        self.numbers: dict[int, list[int]] = defaultdict(list)  # epoch -> trials that reached it
-        self.rows: dict[int, list[tuple[float, ...]]] = defaultdict(list)  # epoch -> mean accuracy and costs of each
+        self.best: dict[int, float] = defaultdict(float)
+        self.sums: dict[int, float] = defaultdict(float)  # since the grace epochs
+        self.rows: dict[int, dict[int, tuple[float, ...]]] = defaultdict(dict)  # epoch -> trial -> mean, costs
 
-    def decide(self, number: int, epoch: int, accuracy: float, costs: Sequence[float]) -> bool:
-        """See `Rule.decide`."""
-        curve = self.curves[number]
-        if epoch not in curve:
-            curve[epoch] = accuracy
-            self.numbers[epoch].append(number)
-            self.rows[epoch].append((sum(curve.values()) / len(curve), *costs))
+    def enter(self, number: int, epoch: int, accuracy: float, costs: Sequence[float]) -> None:
+        """See `Rule.enter`."""
+        self.best[number] = max(self.best[number], accuracy)
+        rows = self.rows[epoch]
+        if epoch >= self.grace and number not in rows:
+            self.sums[number] += accuracy
+            rows[number] = (self.sums[number] / (epoch - self.grace + 1), *costs)
+
+    def stops(self, number: int, epoch: int) -> bool:
+        """See `Rule.stops`."""
         if epoch < self.grace:
             return False
-        rows = np.array(self.rows[epoch])
-        others = np.array(self.numbers[epoch]) != number
-        means = rows[others & (rows[:, 1:] <= np.array(costs)).all(axis=1), 0]
-        return len(means) >= self.min_trials and max(curve.values()) < float(np.median(means))
+        _, *mine = self.rows[epoch][number]
+        means = [
+            mean
+            for other, (mean, *costs) in self.rows[epoch].items()
+            if other != number and all(a <= b for a, b in zip(costs, mine, strict=True))
+        ]
+        return len(means) >= self.min_trials and self.best[number] < median(means)
 
 
 def rungs(grace: int, reduction_factor: float, epochs: int) -> list[int]:
@@ -194,16 +211,24 @@ class EarlyStopping:
         self.groups: dict[str, Rule] = {}
         for record in records:
             for epoch, accuracy in sorted(record.accuracies.items()):
-                self.stops(record.number, record.arm, epoch, accuracy, record.costs)
+                self._enter(record.number, record.arm, epoch, accuracy, record.costs)
 
     def stops(self, number: int, arm: str | None, epoch: int, accuracy: float, costs: Mapping[str, float]) -> bool:
-        """Take in an epoch of a trial and say whether the trial stops; see `Rule.decide` and `Record`."""
+        """Take in an epoch of a trial and say whether the trial stops; see `Rule` and `Record`."""
+        rule = self._enter(number, arm, epoch, accuracy, costs)
+        return rule is not None and rule.stops(number, epoch)
+
+    def _enter(
+        self, number: int, arm: str | None, epoch: int, accuracy: float, costs: Mapping[str, float]
+    ) -> Rule | None:
+        """Take in an epoch; returns the rule that may stop the trial after it."""
         if self.make is None or epoch >= self.epochs or (arm and not self.tuned):
-            return False
+            return None
         group = arm or ""
         if group not in self.groups:
             self.groups[group] = self.make()
-        return self.groups[group].decide(number, epoch, accuracy, [costs[name] for name in self.costs])
+        self.groups[group].enter(number, epoch, accuracy, [costs[name] for name in self.costs])
+        return self.groups[group]
 
 
 def total_epochs(space: Space) -> int:
