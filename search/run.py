@@ -21,7 +21,7 @@ from hksd.errors import RunError, Stopped
 from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
-from search import arms, ray_env, tracking
+from search import arms, ray_env, stopping, tracking
 from search.console import Display, relative
 from search.costs import Meter, check_feasible, measure_ahead
 from search.latency import connected, latencies_of
@@ -129,6 +129,7 @@ def search(
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         display.line(_teacher_line(facts["teacher"], teacher))
         display.line(str(teaching))
+        display.line(stopping.description(space))
         uri = tracking.store(tracking_uri, runs)
         tracker = tracking.Tracker(uri, folder, name)
         tracker.start_search(_parent_params(space, facts), resolved(space))
@@ -193,11 +194,11 @@ def _train(
         raise KeyboardInterrupt from None
     interrupt.install()
     try:
-        epochs, teachers_at = int(ledger.space.tree["train"]["epochs"]), (runs / TEACHERS).resolve()
+        teachers_at = (runs / TEACHERS).resolve()
         packing = tuning.pack(ledger.space, ledger.largest, data, teachers_at)
         if packing.reason:
             display.line(packing.reason)
-        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, epochs, packing.gpu)
+        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, packing.gpu)
     finally:
         interrupt.disarm()
         tuning.stop_ray()

@@ -22,8 +22,8 @@ from hksd.schema import parse_yaml, to_yaml
 from search import space as spaces
 from search.console import Display, relative
 from search.latency import FOLDER as LATENCIES
+from search.signals import STOP_FILE
 from search.space import Space
-from search.stopping import STOP_FILE
 
 if TYPE_CHECKING:  # imports Optuna
     from search.searcher import Ledger
