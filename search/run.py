@@ -21,6 +21,7 @@ from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
 from search import ray_env, tracking
+from search.budgets import Budget
 from search.console import Display, relative
 from search.costs import Meter, check_feasible
 from search.records import Record
@@ -58,6 +59,7 @@ class Outcome:
         wall_s: seconds since the start of this call.
         device_s: seconds of training of all trials.
         export: folder of the exported student.
+        ended: the cap (``max_device_hours``, ``max_cost``) that ended it early, or None.
         tracking: store, experiment, records sent and unsent.
     """
 
@@ -70,6 +72,7 @@ class Outcome:
     wall_s: float
     device_s: float
     export: str
+    ended: str | None
     tracking: dict[str, Any]
 
 
@@ -109,6 +112,7 @@ def search(
     resume_command = how_to_resume(folder, name, runs, address, tracking_uri)
     with locked(folder), interruptible(display) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
+        begun = time.monotonic()
         try:
             teacher = teachers.prepare(
                 space.middle({}), data, cache_dir=(runs / TEACHERS).resolve(), on_progress=display.teacher
@@ -117,8 +121,11 @@ def search(
             raise Stopped(resume_command) from None
         teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
         facts = _facts(space, name, data, teacher) | {"teaching": teaching.facts()}
+        facts["teacher"]["seconds"] = 0.0 if teacher.cached else time.monotonic() - begun
         if resume:
-            facts["space"] = open_search(runs, name).facts.get("space", facts["space"])
+            earlier = open_search(runs, name).facts
+            facts["space"] = earlier.get("space", facts["space"])
+            facts["teacher"]["seconds"] += earlier.get("teacher", {}).get("seconds", 0.0)
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         display.line(_teacher_line(facts["teacher"], teacher))
         display.line(str(teaching))
@@ -133,32 +140,41 @@ def search(
         ledger = Ledger(space, folder.resolve(), meter, largest, events)
         display.take_over(ledger.records())
         interrupt.ledger = ledger
+        caps = Budget(ledger, facts["teacher"]["seconds"])
         status = "FAILED"
         try:
-            _train(ledger, data, folder, runs, address, display)
+            _train(ledger, caps, data, folder, runs, address, display)
             status = "FINISHED"
         except KeyboardInterrupt:
-            ledger.stopping = True
+            ledger.stopping, ledger.ended = True, None
         finally:
             if ledger.live:
                 ledger.interrupt()
             display.close()
             found = open_search(runs, name)
             write(folder / TABLE_FILE, table_csv(found.records))
-            status = "KILLED" if ledger.stopping else "FAILED" if found.best is None else status
+            interrupted = ledger.stopping and ledger.ended is None
+            ended = ledger.ended if caps.cut_short() else None
+            status = "KILLED" if interrupted else "FAILED" if found.best is None else status
             where = export_trial(found, data=data) if status == "FINISHED" else None
-            sent = _finish_tracking(tracker, found, status, display, where)
-        if ledger.stopping:
+            sent = _finish_tracking(tracker, found, status, display, where, ended)
+        if interrupted:
             raise Stopped(resume_command)
+        if where is None and ended:
+            raise RunError(f"no trial ran to its end: {caps.explain(resume_command)}")
         if where is None:
             reasons = sorted({r.reason for r in found.records if r.status == "failed" and r.reason})
             raise RunError(f"no trial ran to its end: {'; '.join(reasons) or 'all were stopped early'}")
         if ledger.exhausted:
             display.line("the space is exhausted: every further draw was outside the limits or trained already")
-        return _outcome(found, start, where, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
+        if ended:
+            display.line(caps.explain(resume_command))
+        return _outcome(found, start, where, ended, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
 
 
-def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str | None, display: Display) -> None:
+def _train(
+    ledger: Ledger, caps: Budget, data: DataSet, folder: Path, runs: Path, address: str | None, display: Display
+) -> None:
     """Start Ray and train; Ray is imported only here, after its environment is set."""
     ray_env.prepare(address)
     from search import tuning
@@ -169,12 +185,13 @@ def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str
         packing = tuning.pack(ledger, data, teachers_at)
         if packing.reason:
             display.line(packing.reason)
+        caps.start(packing.gpu)
         tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, epochs, packing.gpu)
     finally:
         tuning.stop_ray()
 
 
-def _outcome(found: SearchFolder, start: float, where: Path, seen: dict[str, Any]) -> Outcome:
+def _outcome(found: SearchFolder, start: float, where: Path, ended: str | None, seen: dict[str, Any]) -> Outcome:
     best = found.best
     assert best is not None
     return Outcome(
@@ -187,6 +204,7 @@ def _outcome(found: SearchFolder, start: float, where: Path, seen: dict[str, Any
         wall_s=time.monotonic() - start,
         device_s=sum(record.seconds for record in found.records),
         export=str(where),
+        ended=ended,
         tracking=seen,
     )
 
@@ -256,12 +274,18 @@ def _parent_params(space: Space, facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _finish_tracking(
-    tracker: tracking.Tracker, found: SearchFolder, status: str, display: Display, export: Path | None
+    tracker: tracking.Tracker,
+    found: SearchFolder,
+    status: str,
+    display: Display,
+    export: Path | None,
+    ended: str | None,
 ) -> tracking.Outcome:
     """Close the parent run with figures, table and card; say when records could not be delivered."""
     best = found.best
     metrics = {f"trials/{key}": float(value) for key, value in counts(found.records).items()}
     tags = {"hksd.status": {"FINISHED": "complete", "KILLED": "interrupted"}.get(status, "failed")}
+    tags["hksd.ended"] = ended or ""  # also where an earlier session set it
     if best is not None:
         metrics |= {
             "best/val_accuracy": best.val_accuracy or 0.0,

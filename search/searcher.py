@@ -70,6 +70,7 @@ class Ledger:
         self.hashes: dict[str, int] = {}
         self.given: set[str | None] = set()  # arms that were given out
         self.stopping, self.exhausted, self.trained = False, False, 0
+        self.ended: str | None = None  # the cap that was reached, where that is why it is stopping
         self._take_over()
         self.study.sampler = _sampler(space, len(self._trials()))
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # imports Optuna
 SPACE_FILE = "space.yaml"
 TEACHERS = "teachers"  # folder of cached teachers below the runs folder
 IMAGES = store.FOLDER  # folder of decoded images below the runs folder
+RAISABLE = ("trials", "concurrent", "max_device_hours", "max_cost", "price")  # of `search`; a resume may change them
 RESERVED = {TEACHERS, IMAGES, "mlflow-artifacts", "mlflow.db"}
 
 
@@ -57,7 +58,7 @@ def choose_folder(space: Space, runs: Path, name: str, resume: bool) -> Path:
         texts = (folder / SPACE_FILE).read_text(), resolved(space)
         before, now = (parse_yaml(text, str(folder / SPACE_FILE)).tree for text in texts)
         for tree in (before, now):
-            tree["search"]["trials"] = tree["search"]["concurrent"] = None
+            tree["search"].update(dict.fromkeys(RAISABLE))
         changed = [key for key in {*before, *now} if before.get(key) != now.get(key)]
         if changed:
             raise UserError(

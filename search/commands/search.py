@@ -18,6 +18,11 @@ def search(
     name_of_space: Annotated[str, typer.Argument(metavar="SPACE", help="Name of a shipped space, or a path.")],
     name: Annotated[str | None, typer.Option(help="Name of the search; default the space and the time.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials to train, in place of the space's number.")] = None,
+    max_device_hours: Annotated[
+        float | None, typer.Option(help="Hours of training, over all devices, after which the search ends.")
+    ] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Money after which the search ends; needs --price.")] = None,
+    price: Annotated[float | None, typer.Option(help="Money that a device costs in an hour.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search of that name.")] = False,
     address: Address = None,
     tracking_uri: TrackingUri = None,
@@ -30,7 +35,9 @@ def search(
     from search import space as spaces
 
     output = Output(as_json)
-    parsed = spaces.load(name_of_space, overrides or []).with_trials(trials)
+    caps = {"max_device_hours": max_device_hours, "max_cost": max_cost, "price": price}
+    given = [f"search.{key}={value}" for key, value in caps.items() if value is not None]
+    parsed = spaces.load(name_of_space, [*(overrides or []), *given]).with_trials(trials)
     if resume and name is None:
         raise UserError("--resume needs --name: which search?")
     display = console.Display(output.console, parsed.search.trials)
@@ -63,5 +70,5 @@ def search(
         for line in tracking.how_to_look(seen["uri"], console.program("mlflow"), seen["experiment"]):
             out.print(line, highlight=False)
 
-    keys = ("name", "trials", "best", "arms", "front", "wall_s", "device_s", "export", "tracking")
+    keys = ("name", "trials", "best", "arms", "front", "wall_s", "device_s", "export", "ended", "tracking")
     output.give({key: getattr(outcome, key) for key in keys}, show)
