@@ -175,8 +175,8 @@ def prepare(
     return Teacher(network, attention, facts["accuracy"], levels, key, cached)
 
 
-def missing(config: RunConfig, data: DataSet, cache_dir: Path) -> tuple[str, ...]:
-    """What `prepare` would have to train, as it is not in the cache: ``teacher``, ``attention``, both or nothing.
+def missing(config: RunConfig, data: DataSet, cache_dir: Path) -> dict[Path, str]:
+    """What `prepare` would have to train, as it is not in the cache: files, with ``teacher`` or ``attention``.
 
     Args:
         config: a run with a teacher section.
@@ -186,8 +186,10 @@ def missing(config: RunConfig, data: DataSet, cache_dir: Path) -> tuple[str, ...
     settings, spec = config.teacher, _spec(config)
     assert settings is not None
     folder = cache_dir / _key(config, settings, data)
-    parts = {"teacher": "teacher"} | ({"attention": _attention_name(spec, settings)} if spec is not None else {})
-    return tuple(part for part, name in parts.items() if not (folder / f"{name}.json").exists())
+    parts = {folder / "teacher.json": "teacher"}
+    if spec is not None:
+        parts[folder / f"{_attention_name(spec, settings)}.json"] = "attention"
+    return {file: part for file, part in parts.items() if not file.exists()}
 
 
 def _spec(config: RunConfig) -> AttentionSpec | None:

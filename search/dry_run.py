@@ -87,8 +87,8 @@ class Stage:
     first_seconds: float
 
 
-def time_teacher(config: RunConfig, data: DataSet, cache_dir: Path) -> Stage:
-    """Make the teacher of a shortened run in `cache_dir`, and time its epochs; the last of each kind counts."""
+def time_teacher(configs: Sequence[RunConfig], data: DataSet, cache_dir: Path) -> Stage:
+    """Make the teachers of shortened runs in `cache_dir`, and time their epochs; the last of each kind counts."""
     marks = [time.perf_counter()]
     whats: list[str] = []
 
@@ -96,7 +96,8 @@ def time_teacher(config: RunConfig, data: DataSet, cache_dir: Path) -> Stage:
         marks.append(time.perf_counter())
         whats.append(what)
 
-    teachers.prepare(config, data, cache_dir=cache_dir, on_progress=on_progress)
+    for config in configs:
+        teachers.prepare(config, data, cache_dir=cache_dir, on_progress=on_progress)
     spans = np.diff(marks)
     found = {what: float(span) for what, span in zip(whats, spans, strict=True)}
     first = max(0.0, float(spans[0]) - found[whats[0]]) if whats else 0.0

@@ -20,17 +20,18 @@ from hksd.config import RunConfig, TeacherConfig
 from hksd.data import DataSet
 from hksd.errors import RunError, UserError
 from hksd.knowledge import live_because
-from search import arms as arms_of
 from search import dry_run, forecast, packing
+from search.arms import Competitors
 from search.budgets import HOUR, device_hours
 from search.costs import Meter, check_feasible, within
 from search.dry_run import Findings, Stage
-from search.forecast import Fit, Plan, Span, Work
+from search.forecast import Plan, Span, Work
 from search.sampling import check_knowledge, random_draws
 from search.session import IMAGES, TEACHERS
 from search.space import Space
 from search.teaching import Teaching
 
+DRAWN = 200  # random draws that the forecast is averaged over
 MEASURED = 12  # draws that the dry run trains for some steps
 STARTS = 3.0  # time until the first trial trains, and from the last to the end, in starts of a worker of the dry run
 
@@ -121,33 +122,41 @@ def estimate(space: Space, machine: Machine, *, runs: Path, say: Callable[[str],
     meter = Meter(shape)
     largest = check_feasible(space, meter)
     check_knowledge(space, shape)
-    drawn = feasible_draws(space, meter)
-    arms = list(arms_of.arms(space, largest).values()) if space.search.arms != "none" else []
-    chosen = spread(drawn, meter, MEASURED)
+    competitors = Competitors(space, largest)
+    arms = list(competitors.published.values())[: space.search.trials]
+    drawn = [run for one in competitors.spaces.values() for run in feasible_draws(one, meter)]
+    chosen = [*arms, *spread(drawn, meter, MEASURED)]
     batch = max([middle.train.batch_size, *(run.train.batch_size for run in chosen), *_teacher_batches(middle)])
     small = dry_run.miniature(data, batch)
     shared = dry_run.shortened(middle)
-    missing = teachers.missing(middle, data, runs / TEACHERS)
+    taught = [run for run in arms if run.terms.teacher_needs] + [middle]
+    absent = {file: part for run in taught for file, part in teachers.missing(run, data, runs / TEACHERS).items()}
+    missing = tuple(sorted(absent.values(), reverse=True))
     with tempfile.TemporaryDirectory(prefix="hksd-estimate-") as scratch:
         cache = Path(scratch) / TEACHERS
         say("measuring some steps of the teacher" if missing else "the teacher is cached; a small one stands in for it")
-        stage = dry_run.time_teacher(shared, small, cache)
+        stage = dry_run.time_teacher([dry_run.shortened(run) for run in taught], small, cache)
         teaching = Teaching(shared, small, teachers.prepare(shared, small, cache_dir=cache), cache)
         teaching.build_all()
         packed = _packed(replace(shared, student=largest), small, cache, space, machine)
         at_once = packing.trials_at_once(space.search, packed.gpu, machine.cpus, machine.gpus)
-        workers = min(at_once, MEASURED, _capacity(machine, space, packed.gpu))
-        say(f"measuring some steps of {len(chosen)} draws, {workers} at once")
+        workers = min(at_once, len(chosen), _capacity(machine, space, packed.gpu))
+        say(f"measuring some steps of {len(chosen)} runs, {workers} at once")
         jobs = dry_run.jobs([dry_run.shortened(run) for run in chosen], shared, small, cache, workers)
         found = _measure(jobs, machine, space, packed.gpu)
     knowledge = _knowledge_seconds(teaching, middle, data, small, missing, runs / TEACHERS)
     works = [_work(run, meter, len(data.train)) for run in chosen]
-    fit, noise = _fit(works, found, [dry_run.steps(len(small.train), run.train.batch_size) for run in chosen])
+    seconds, noise = _step_seconds(found, [dry_run.steps(len(small.train), run.train.batch_size) for run in chosen])
+    fit = forecast.fitted([works[number] for number in seconds], list(seconds.values()))
     count = max(space.search.trials - len(arms), 0)
-    expected = forecast.expected_epochs(space.search, count, middle.train.epochs)
+    groups = len(competitors.spaces)  # trials are stopped early by comparison with those of their own space
+    expected = forecast.expected_epochs(space.search, count // groups, middle.train.epochs)
     plan = Plan(
         drawn=count,
-        arms=tuple(fit.epoch_seconds(_work(run, meter, len(data.train))) for run in arms[: space.search.trials]),
+        arms=tuple(
+            seconds[number] * works[number].steps if number in seconds else fit.epoch_seconds(works[number])
+            for number in range(len(arms))
+        ),
         epochs=middle.train.epochs,
         first_rung=space.search.grace_epochs(middle.train.epochs),
         expected=expected,
@@ -156,29 +165,29 @@ def estimate(space: Space, machine: Machine, *, runs: Path, say: Callable[[str],
         first_seconds=float(np.mean([each.first_seconds for each in found])),
     )
     epoch_seconds = [fit.epoch_seconds(_work(run, meter, len(data.train))) for run in drawn]
-    sums = forecast.totals(plan, epoch_seconds, fit.error / len(chosen) ** 0.5, noise)
-    taught = _teacher_seconds(stage, middle, data, small, missing)
+    sums = forecast.totals(plan, epoch_seconds, fit.error / len(seconds) ** 0.5, noise)
+    stage_seconds = _teacher_seconds(stage, middle, data, small, missing)
     start = STARTS * float(np.mean([each.start_seconds for each in found]))
-    hours = sums.training.times(device_hours(1.0, packed.gpu)).plus(taught / HOUR)
+    hours = sums.training.times(device_hours(1.0, packed.gpu)).plus(stage_seconds / HOUR)
     price = space.search.price
     return Estimate(
         trials=count + len(plan.arms),
         at_once=at_once,
         gpu=packed.gpu,
         gpu_reason=packed.reason,
-        teacher_seconds=taught,
+        teacher_seconds=stage_seconds,
         missing=missing,
         knowledge_seconds=knowledge,
         trial_seconds=sums.trial,
         expected_epochs=expected,
         epochs=middle.train.epochs,
-        wall_hours=sums.wall.plus(taught + start).times(1 / HOUR),
+        wall_hours=sums.wall.plus(stage_seconds + start).times(1 / HOUR),
         device_hours=hours,
         cost=None if price is None else hours.times(price),
         price=price,
         peak_bytes=max(each.peak_bytes for each in found),
         gpu_bytes=max(each.gpu_bytes for each in found),
-        measured=len(fit_numbers(found)),
+        measured=len(seconds),
         workers=workers,
         seconds=time.monotonic() - begun,
     )
@@ -190,7 +199,7 @@ def feasible_draws(space: Space, meter: Meter) -> list[RunConfig]:
     Raises:
         UserError: there is none.
     """
-    drawn = [run for run in random_draws(space) if not within(space.search.limits, meter.costs(run.student))]
+    drawn = [run for run in random_draws(space, DRAWN) if not within(space.search.limits, meter.costs(run.student))]
     if not drawn:
         raise UserError(f"{space.source}: no random draw of this space makes a valid run within the limits")
     return drawn
@@ -279,13 +288,13 @@ def fit_numbers(found: Sequence[Findings]) -> list[int]:
     return sorted(common)
 
 
-def _fit(works: Sequence[Work], found: Sequence[Findings], steps: Sequence[int]) -> tuple[Fit, float]:
-    """Time of a step by its work, and the relative standard error between the workers."""
+def _step_seconds(found: Sequence[Findings], steps: Sequence[int]) -> tuple[dict[int, float], float]:
+    """Time of a step of each run, and the relative standard error of all of them, from the workers' differences."""
     numbers = fit_numbers(found)
     seconds = np.array([[each.epoch_seconds[number] / steps[number] for number in numbers] for each in found])
     sums = seconds.sum(1)
     noise = float(sums.std(ddof=1) / sums.mean()) / len(found) ** 0.5 if len(found) > 1 else 0.0
-    return forecast.fitted([works[number] for number in numbers], seconds.mean(0).tolist()), noise
+    return dict(zip(numbers, seconds.mean(0).tolist(), strict=True)), noise
 
 
 def _teacher_batches(middle: RunConfig) -> list[int]:
@@ -297,16 +306,17 @@ def _teacher_seconds(stage: Stage, middle: RunConfig, data: DataSet, small: Data
     """Time of the teacher stage, of what is not cached."""
     settings = middle.teacher
     assert isinstance(settings, TeacherConfig)
+    networks, estimators = missing.count("teacher"), missing.count("attention")
     whole = {
-        "teacher": ("teacher" in missing, settings.epochs, settings.batch_size),
-        "attention": ("attention" in missing, settings.attention.epochs, settings.attention.batch_size),
-        "teacher and attention": (bool(missing), settings.epochs, settings.batch_size),
+        "teacher": (networks, settings.epochs, settings.batch_size),
+        "attention": (estimators, settings.attention.epochs, settings.attention.batch_size),
+        "teacher and attention": (max(networks, estimators), settings.epochs, settings.batch_size),
     }
     total = stage.first_seconds if missing else 0.0
     for what, seconds in stage.epoch_seconds.items():
-        wanted, epochs, batch = whole[what]
+        times, epochs, batch = whole[what]
         ratio = dry_run.steps(len(data.train), batch) / dry_run.steps(len(small.train), batch)
-        total += wanted * epochs * seconds * ratio
+        total += times * epochs * seconds * ratio
     return total
 
 

@@ -8,24 +8,25 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hksd import budget, loop
 from hksd import data as datasets
 from hksd import teacher as teachers
-from hksd.config import dump, flatten
+from hksd.config import StudentConfig, dump, flatten
 from hksd.data import DataSet
 from hksd.errors import RunError, Stopped
 from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
-from search import ray_env, tracking
+from search import arms, ray_env, tracking
 from search.budgets import Budget
 from search.console import Display, relative
 from search.costs import Meter, check_feasible
 from search.records import Record
-from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search
+from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search, target
 from search.sampling import check_knowledge
 from search.searcher import Events, Ledger
 from search.session import (
@@ -54,6 +55,7 @@ class Outcome:
         trials: number of trials by status.
         best: facts of the best trial.
         arms: facts of the arms by name.
+        verdict: what came of `search.max_drop`, in words.
         front: facts of the trials on the front, when there are several objectives.
         rows: the comparison table.
         wall_s: seconds since the start of this call.
@@ -67,6 +69,7 @@ class Outcome:
     trials: dict[str, int]
     best: dict[str, Any]
     arms: dict[str, Any]
+    verdict: str | None
     front: list[dict[str, Any]]
     rows: list[Row]
     wall_s: float
@@ -109,19 +112,16 @@ def search(
     meter = Meter(loop.image_shape(data))
     largest = check_feasible(space, meter)
     check_knowledge(space, loop.image_shape(data))
-    resume_command = how_to_resume(folder, name, runs, address, tracking_uri)
+    resume_command = how_to_resume(name, runs, address, tracking_uri)
     with locked(folder), interruptible(display) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
-        begun = time.monotonic()
         try:
-            teacher = teachers.prepare(
-                space.middle({}), data, cache_dir=(runs / TEACHERS).resolve(), on_progress=display.teacher
-            )
+            teacher, seconds = _teacher(space, largest, data, runs, display)
         except KeyboardInterrupt:
             raise Stopped(resume_command) from None
         teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
         facts = _facts(space, name, data, teacher) | {"teaching": teaching.facts()}
-        facts["teacher"]["seconds"] = 0.0 if teacher.cached else time.monotonic() - begun
+        facts["teacher"]["seconds"] = seconds
         if resume:
             earlier = open_search(runs, name).facts
             facts["space"] = earlier.get("space", facts["space"])
@@ -137,7 +137,9 @@ def search(
             reported=[tracker.epoch, display.reported],
             ended=[tracker.end_trial, display.ended],
         )
-        ledger = Ledger(space, folder.resolve(), meter, largest, events)
+        drop = space.search.max_drop
+        goal = None if drop is None else target(teacher.accuracy, drop)
+        ledger = Ledger(space, folder.resolve(), meter, largest, events, goal)
         display.take_over(ledger.records())
         interrupt.ledger = ledger
         caps = Budget(ledger, facts["teacher"]["seconds"])
@@ -172,6 +174,23 @@ def search(
         return _outcome(found, start, where, ended, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
 
 
+def _teacher(
+    space: Space, largest: StudentConfig, data: DataSet, runs: Path, display: Display
+) -> tuple[Teacher, float]:
+    """The teacher of the search, and how long it was trained; a published run of an arm may want own estimators."""
+    begun, trained = time.monotonic(), False
+
+    def on_progress(what: str, epoch: int, epochs: int, accuracy: float) -> None:
+        nonlocal trained
+        trained = True
+        display.teacher(what, epoch, epochs, accuracy)
+
+    wanted = [config for config in arms.arms(space, largest).values() if config.terms.teacher_needs]
+    prepare = partial(teachers.prepare, data=data, cache_dir=(runs / TEACHERS).resolve(), on_progress=on_progress)
+    teacher = [prepare(config) for config in (*wanted, space.middle({}))][-1]
+    return teacher, time.monotonic() - begun if trained else 0.0
+
+
 def _train(
     ledger: Ledger, caps: Budget, data: DataSet, folder: Path, runs: Path, address: str | None, display: Display
 ) -> None:
@@ -198,7 +217,8 @@ def _outcome(found: SearchFolder, start: float, where: Path, ended: str | None, 
         name=found.name,
         trials=counts(found.records),
         best=_public(best),
-        arms={record.arm: _public(record) for record in found.records if record.arm},
+        arms={name: _public(record) for name in found.arm_names() if (record := found.arm(name))},
+        verdict=found.verdict(),
         front=[_public(record) for record in found.front()] if found.facts["minimize"] else [],
         rows=found.rows(),
         wall_s=time.monotonic() - start,
@@ -227,6 +247,8 @@ def _facts(space: Space, name: str, data: DataSet, teacher: Teacher) -> dict[str
         "name": name,
         "space": space.name,
         "minimize": list(space.search.minimize),
+        "max_drop": space.search.max_drop,
+        "arms": space.search.arms,
         "limits": dump(space.search.limits),
         "epochs": space.tree["train"]["epochs"],
         "data": {

@@ -21,12 +21,13 @@ from optuna.trial import FrozenTrial, TrialState
 from hksd.config import RunConfig, StudentConfig, config_hash, dump, from_tree
 from hksd.errors import ConfigError, UserError
 from hksd.objective import verify
-from search.arms import arms
+from search.arms import Competitors, Turn
 from search.costs import Meter, within
 from search.records import STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
 from search.space import Space
 
-PATIENCE = 200  # refused draws in a row after which the space counts as exhausted
+STRIKES = 3  # times that a trial may be let down by its machine
+SHORTFALL = "shortfall"  # attribute: by how much a complete trial misses the accuracy that it has to reach
 log = logging.getLogger(__name__)
 
 
@@ -48,10 +49,20 @@ class Ledger:
         meter: measures students for the images of the data.
         largest: student of the arms.
         events: observers.
+        target: accuracy that a student has to reach (`search.max_drop`), or None.
     """
 
-    def __init__(self, space: Space, folder: Path, meter: Meter, largest: StudentConfig, events: Events | None = None):
-        self.space, self.meter, self.events = space, meter, events or Events()
+    def __init__(
+        self,
+        space: Space,
+        folder: Path,
+        meter: Meter,
+        largest: StudentConfig,
+        events: Events | None = None,
+        target: float | None = None,
+    ):
+        self.space, self.meter, self.largest, self.target = space, meter, largest, target
+        self.events = events or Events()
         self.objectives = [space.search.maximize, *space.search.minimize]
         mend_journal(folder)
         self.storage = open_storage(folder)
@@ -65,10 +76,9 @@ class Ledger:
                 directions=["maximize", *["minimize"] * len(space.search.minimize)],
             )
             self.study.set_metric_names(self.objectives)
-        self.arms = arms(space, largest)
+        self.competitors = Competitors(space, largest)
         self.live: dict[int, tuple[optuna.Trial, Assignment]] = {}
         self.hashes: dict[str, int] = {}
-        self.given: set[str | None] = set()  # arms that were given out
         self.stopping, self.exhausted, self.trained = False, False, 0
         self.ended: str | None = None  # the cap that was reached, where that is why it is stopping
         self._take_over()
@@ -100,68 +110,78 @@ class Ledger:
             elif trial.state.is_finished() and status in ("complete", "pruned", "failed"):
                 self.trained += 1
             if facts:
-                self.given.add(facts["arm"])
+                if facts["origin"] == "arm":
+                    self.competitors.given.add(facts["arm"])
                 if status not in (None, "duplicate", "rejected"):
                     self.hashes.setdefault(facts["hash"], trial.number)
+                    self.competitors.took(facts["arm"])
 
     def _wait_again(self, trial_id: int) -> None:
         self.storage.set_trial_user_attr(trial_id, "status", "interrupted")
         self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     def next(self) -> Assignment | None:
-        """Hand out the next trial to train, or None when the budget, the space or the patience ends here."""
-        for _ in range(PATIENCE):
-            if self.stopping or self.trained + len(self.live) >= self.space.search.trials:
-                return None
-            with self.storage.together():
-                trial, assignment = self._take()
+        """Hand out the next trial to train, or None when the budget or the space ends here, or for the moment.
+
+        A trial that runs may come back (see `lost`), so there is nothing more only when nothing runs.
+        """
+        while not self.stopping and self.trained + len(self.live) < self.space.search.trials:
+            with self.storage.together(), self.storage.sampling():
+                turn = self.competitors.turn()
+                if turn is None and not self.storage.waiting():
+                    self.exhausted = self.competitors.spent(None)
+                    return None
+                trial, assignment = self._take(turn or Turn(None))
             if assignment is None:
                 self._announce(trial)
                 continue
             for observer in self.events.started:
                 observer(assignment)
             return assignment
-        self.exhausted = True
-        log.warning("%d draws in a row were refused: the space holds nothing new within the limits", PATIENCE)
         return None
 
-    def _take(self) -> tuple[optuna.Trial, Assignment | None]:
-        """Ask for a trial and take it in, or refuse it."""
-        with self.storage.sampling():
-            trial = self.study.ask()
-            attributes = self._attributes(trial)
-            if known := attributes.get("facts"):
-                resumed = attributes.get("status") == "interrupted"
-                return trial, self._admit(trial, from_tree(known["config"]), known["arm"], resumed)
-            return trial, self._draw(trial, next((name for name in self.arms if name not in self.given), None))
+    def _take(self, turn: Turn) -> tuple[optuna.Trial, Assignment | None]:
+        """Ask for a trial, which may be one that waits, and take it in, or refuse it."""
+        trial = self.study.ask()
+        attributes = self._attributes(trial)
+        if known := attributes.get("facts"):
+            resumed = attributes.get("status") == "interrupted"
+            return trial, self._admit(trial, from_tree(known["config"]), known["arm"], known["origin"], resumed)
+        return trial, self._draw(trial, turn)
 
-    def _draw(self, trial: optuna.Trial, arm: str | None) -> Assignment | None:
+    def _draw(self, trial: optuna.Trial, turn: Turn) -> Assignment | None:
         """Take in an arm, or a draw; one that makes no valid run (every term absent, say) is refused."""
         try:
-            config = self.arms[arm] if arm else self.space.draw(trial)
+            config = turn.config or self.competitors.draw(turn.arm, trial)
             verify(config, **self.meter.shape)
-        except ConfigError as error:
-            self._refuse(trial, "rejected", "; ".join(str(problem) for problem in error.problems))
-            return None
         except UserError as error:
-            self._refuse(trial, "rejected", str(error))
+            faults = error.problems if isinstance(error, ConfigError) else [error]
+            if turn.config is not None:
+                self.competitors.given.add(turn.arm)
+            self.competitors.refused(turn.arm)
+            self._refuse(trial, "rejected", "; ".join(map(str, faults)))
             return None
-        return self._admit(trial, config, arm, resumed=False)
+        return self._admit(trial, config, turn.arm, "arm" if turn.config else "draw", resumed=False)
 
-    def _admit(self, trial: optuna.Trial, config: RunConfig, arm: str | None, resumed: bool) -> Assignment | None:
+    def _admit(
+        self, trial: optuna.Trial, config: RunConfig, arm: str | None, origin: str, resumed: bool
+    ) -> Assignment | None:
         """Take a draw in, or refuse it with its reason."""
         costs, digest = self.meter.costs(config.student), config_hash(config)
         if not resumed:
-            facts = {"arm": arm, "hash": digest, "costs": costs, "config": dump(config)}
+            facts = {"arm": arm, "origin": origin, "hash": digest, "costs": costs, "config": dump(config)}
             trial.set_user_attr("facts", facts)
-            self.given.add(arm)
+            if origin == "arm":
+                self.competitors.given.add(arm)
             broken, twin = within(self.space.search.limits, costs), self.hashes.get(digest)
             if broken or twin is not None:
+                self.competitors.refused(arm)
                 if broken:
                     self._refuse(trial, "rejected", f"outside the limits: {', '.join(broken)}")
                 else:
                     self._refuse(trial, "duplicate", f"the same configuration as trial {twin}", twin)
                 return None
+            self.competitors.took(arm)
         trial.set_user_attr("status", "running")
         self.hashes[digest] = trial.number
         assignment = Assignment(trial.number, config, arm, costs, resumed)
@@ -211,11 +231,27 @@ class Ledger:
                 self._conclude(trial, "failed", TrialState.FAIL, reason=reason)
             elif through:
                 values = {"val_accuracy": progress["val_accuracy"], **assignment.costs}
+                if self.target is not None:
+                    trial.set_user_attr(SHORTFALL, self.target - progress["val_accuracy"])
                 self._conclude(trial, "complete", TrialState.COMPLETE, [values[name] for name in self.objectives])
             elif self.stopping:
                 self._wait_again(trial._trial_id)
             else:
                 self._conclude(trial, "pruned", TrialState.PRUNED)
+        self._announce(trial)
+
+    def lost(self, number: int, reason: str) -> None:
+        """A trial was let down by its machine: it waits to be tried again, and has failed at the third time."""
+        trial, _ = self.live[number]
+        strikes = [*self._attributes(trial).get("strikes", []), reason]
+        if len(strikes) >= STRIKES:
+            self.finish(number, f"{len(strikes)} times, the last time: {reason}")
+            return
+        del self.live[number]
+        with self.storage.together():
+            trial.set_user_attr("strikes", strikes)
+            self._wait_again(trial._trial_id)
+        log.warning("trial %d: %s; it is tried again from its last checkpoint", number, reason)
         self._announce(trial)
 
     def _conclude(

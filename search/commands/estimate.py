@@ -70,9 +70,9 @@ def between(span: Span, show: Any) -> str:
 
 def lines(found: Estimate, max_device_hours: float | None, max_cost: float | None) -> list[str]:
     """An estimate for people: likely values, low and high ones in brackets."""
-    kinds = {"teacher": "teacher", "attention": "its attention estimators"}
-    parts = " and ".join(kinds[part] for part in found.missing)
-    stage = f"{duration(found.teacher_seconds)}, training of {parts}" if found.missing else "cached"
+    kinds = {"teacher": "the teacher", "attention": "attention estimators"}
+    parts = " and ".join(kinds[part] for part in dict.fromkeys(found.missing))
+    stage = f"{duration(found.teacher_seconds)}, training {parts}" if found.missing else "cached"
     if found.knowledge_seconds:
         stage += f"; what it says of all views: {duration(found.knowledge_seconds)}, once, within the trials"
     device = "GPU" if found.gpu else "a trial's cores"
@@ -100,7 +100,5 @@ def lines(found: Estimate, max_device_hours: float | None, max_cost: float | Non
         )
         if cap is not None and likely > cap
     ]
-    said.append(
-        f"measured in {duration(found.seconds)}: some steps of {found.measured} random draws, {found.workers} at once"
-    )
+    said.append(f"measured in {duration(found.seconds)}: some steps of {found.measured} runs, {found.workers} at once")
     return said

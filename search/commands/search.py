@@ -15,7 +15,12 @@ EXAMPLE = "`hksd search quickstart --trials 12 --name first`"
 
 
 def search(
-    name_of_space: Annotated[str, typer.Argument(metavar="SPACE", help="Name of a shipped space, or a path.")],
+    given: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPACE", help="Name of a shipped space, or a path; with --resume or --extend the name of a search."
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="Name of the search; default the space and the time.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials to train, in place of the space's number.")] = None,
     max_device_hours: Annotated[
@@ -24,6 +29,16 @@ def search(
     max_cost: Annotated[float | None, typer.Option(help="Money after which the search ends; needs --price.")] = None,
     price: Annotated[float | None, typer.Option(help="Money that a device costs in an hour.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search of that name.")] = False,
+    extend: Annotated[
+        int, typer.Option(min=1, metavar="TRIALS", help="Continue it with that many trials more.", show_default=False)
+    ] = 0,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="POINTS", help="Find the smallest student that loses at most that many points."),
+    ] = None,
+    arms: Annotated[
+        str | None, typer.Option(metavar="fixed|tuned|none", help="What to measure against; see docs/arms.md.")
+    ] = None,
     address: Address = None,
     tracking_uri: TrackingUri = None,
     overrides: Overrides = None,
@@ -32,22 +47,29 @@ def search(
 ) -> None:
     """Search, log every trial in MLflow, export the best student."""
     from search import console, run, session, tracking
-    from search import space as spaces
 
     output = Output(as_json)
-    caps = {"max_device_hours": max_device_hours, "max_cost": max_cost, "price": price}
-    given = [f"search.{key}={value}" for key, value in caps.items() if value is not None]
-    parsed = spaces.load(name_of_space, [*(overrides or []), *given]).with_trials(trials)
-    if resume and name is None:
-        raise UserError("--resume needs --name: which search?")
+    options = {
+        "max_drop": max_drop,
+        "arms": arms,
+        "max_device_hours": max_device_hours,
+        "max_cost": max_cost,
+        "price": price,
+    }
+    changes = [*(overrides or []), *(f"search.{key}={value}" for key, value in options.items() if value is not None)]
+    if extend and trials:
+        raise UserError("--extend adds trials and --trials sets their number; give one of them")
+    going_on = resume or extend > 0
+    parsed, name = session.chosen(given, name, runs, changes, going_on, extend)
+    parsed = parsed.with_trials(trials)
     display = console.Display(output.console, parsed.search.trials)
     try:
         outcome = run.search(
             parsed,
-            name=name or session.new_name(parsed),
+            name=name,
             runs=runs,
             display=display,
-            resume=resume,
+            resume=going_on,
             address=address,
             tracking_uri=tracking_uri,
         )
@@ -61,6 +83,8 @@ def search(
         out.print(
             f"exported to {console.relative(outcome.export)} (best.yaml, student.safetensors, student.pt2, card.md)"
         )
+        if outcome.verdict:
+            out.print(outcome.verdict, highlight=False)
         if outcome.front:
             out.print(
                 f"front of {len(outcome.front)}: trials {', '.join(str(r['trial']) for r in outcome.front)}; "
@@ -70,5 +94,5 @@ def search(
         for line in tracking.how_to_look(seen["uri"], console.program("mlflow"), seen["experiment"]):
             out.print(line, highlight=False)
 
-    keys = ("name", "trials", "best", "arms", "front", "wall_s", "device_s", "export", "ended", "tracking")
+    keys = ("name", "trials", "best", "arms", "verdict", "front", "wall_s", "device_s", "export", "ended", "tracking")
     output.give({key: getattr(outcome, key) for key in keys}, show)
