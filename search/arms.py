@@ -26,6 +26,7 @@ NO_DISTILLATION, STANDARD_KD, ATTENTION_TRANSFER, PAPER_PRESET = (
     "attention transfer",
     "paper preset",
 )
+PUBLISHED_PIXELS = 32  # height and width of the images for which the weight of attention transfer was published
 PRESET = "hksd"  # the file with the terms of the paper's method (spaces/paper)
 PATIENCE = 200  # refused draws in a row after which a space counts as exhausted
 
@@ -40,11 +41,17 @@ ARMS: dict[str, dict[str, Any]] = {
 TUNED = {"kd.temperature": {"uniform": [1, 8]}}  # knobs that a tuned arm draws beside its weights
 
 
-def published(space: Space) -> dict[str, dict[str, Any]]:
+def published(space: Space, image_size: int) -> dict[str, dict[str, Any]]:
     """The terms of every arm by name, for runs of this space.
 
-    The warm-up of the preset is as long a part of the run as in its file. Where the space trains the estimators of its
-    teacher together with it, the preset takes their form from the space: a search has one teacher.
+    Attention transfer is a mean over the positions of a map, whose energies sum to one: on images smaller than those
+    for which its weight was published, the same weight would mean more, and is lowered with their area. The warm-up of
+    the preset is as long a part of the run as in its file. Where the space trains the estimators of its teacher
+    together with it, the preset takes their form from the space: a search has one teacher.
+
+    Args:
+        space: the space.
+        image_size: height and width of its images, in pixels.
     """
     preset = read_yaml(spaces.find(PRESET)).tree
     terms = {name: dict(term) for name, term in preset["terms"].items()}
@@ -54,16 +61,19 @@ def published(space: Space) -> dict[str, dict[str, Any]]:
     if middle.teacher is not None and middle.teacher.attention.mode == "joint" and "squeeze" in middle.terms:
         preset_squeeze = terms["squeeze"]
         terms["squeeze"] = dump(middle.terms["squeeze"]) | {k: preset_squeeze[k] for k in ("weight", "depth")}
-    return {**ARMS, PAPER_PRESET: terms}
+    transfer = {name: dict(term) for name, term in ARMS[ATTENTION_TRANSFER].items()}
+    transfer["attention_transfer"]["weight"] *= min(1.0, (image_size / PUBLISHED_PIXELS) ** 2)
+    return {**ARMS, ATTENTION_TRANSFER: transfer, PAPER_PRESET: terms}
 
 
-def arms(space: Space, student: StudentConfig) -> dict[str, RunConfig]:
+def arms(space: Space, student: StudentConfig, image_size: int) -> dict[str, RunConfig]:
     """The published runs of the arms by name, all with `student`; none where the space wants none."""
     if space.search.arms == "none":
         return {}
     student_section = dump(student)
     return {
-        name: space.middle({"student": student_section, "terms": terms}) for name, terms in published(space).items()
+        name: space.middle({"student": student_section, "terms": terms})
+        for name, terms in published(space, image_size).items()
     }
 
 
@@ -132,13 +142,14 @@ class Competitors:
     Args:
         space: the space.
         student: the student of the published runs.
+        image_size: height and width of the images, in pixels.
     """
 
-    def __init__(self, space: Space, student: StudentConfig):
-        self.space, self.published = space, arms(space, student)
+    def __init__(self, space: Space, student: StudentConfig, image_size: int):
+        self.space, self.published = space, arms(space, student, image_size)
         self.spaces: dict[str | None, Space] = {None: space}
         if space.search.arms == "tuned":
-            terms = published(space)
+            terms = published(space, image_size)
             self.spaces |= {name: tuned(space, terms[name]) for name in self.published}
         self.taken: Counter[str | None] = Counter()  # trials that were, or are being, trained
         self.given: set[str | None] = set()  # arms whose published run was handed out

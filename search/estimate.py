@@ -122,7 +122,7 @@ def estimate(space: Space, machine: Machine, *, runs: Path, say: Callable[[str],
     meter = Meter(shape)
     largest = check_feasible(space, meter)
     check_knowledge(space, shape)
-    competitors = Competitors(space, largest)
+    competitors = Competitors(space, largest, shape["image_size"])
     arms = list(competitors.published.values())[: space.search.trials]
     drawn = [run for one in competitors.spaces.values() for run in feasible_draws(one, meter)]
     chosen = [*arms, *spread(drawn, meter, MEASURED)]

@@ -192,7 +192,7 @@ def _teacher(
         trained = True
         display.teacher(what, epoch, epochs, accuracy)
 
-    wanted = [config for config in arms.arms(space, largest).values() if config.terms.teacher_needs]
+    wanted = [config for config in arms.arms(space, largest, data.image_size).values() if config.terms.teacher_needs]
     prepare = partial(teachers.prepare, data=data, cache_dir=(runs / TEACHERS).resolve(), on_progress=on_progress)
     teacher = [prepare(config) for config in (*wanted, space.middle({}))][-1]
     return teacher, time.monotonic() - begun if trained else 0.0

@@ -76,7 +76,7 @@ class Ledger:
                 directions=["maximize", *["minimize"] * len(space.search.minimize)],
             )
             self.study.set_metric_names(self.objectives)
-        self.competitors = Competitors(space, largest)
+        self.competitors = Competitors(space, largest, meter.shape["image_size"])
         self.live: dict[int, tuple[optuna.Trial, Assignment]] = {}
         self.hashes: dict[str, int] = {}
         self.stopping, self.exhausted, self.trained = False, False, 0

@@ -59,7 +59,7 @@ def test_a_tuned_arm_draws_its_own_terms_and_everything_else_like_the_search(
     space = make_space(search={"trials": 30, "arms": "tuned"})
     ledger = open_ledger(space)
     given = spend(ledger, train)
-    terms = published(space)
+    terms = published(space, 8)
     for name in ARMS:
         mine = [assignment.config for assignment in given if assignment.arm == name]
         assert {frozenset(config.terms) for config in mine} == {frozenset(terms[name])}
@@ -75,11 +75,11 @@ def test_a_tuned_arm_draws_its_own_terms_and_everything_else_like_the_search(
 
 def test_a_tuned_arm_takes_the_ranges_of_the_space_where_it_has_them(make_space: Make) -> None:
     space = make_space(search={"arms": "tuned"})
-    found = tuned(space, published(space)[STANDARD_KD])
+    found = tuned(space, published(space, 32)[STANDARD_KD])
     assert found.ranges[("terms", "kd", "weight")].values == (0.1, 10.0)
     assert found.ranges[("terms", "kd", "weight")].off == 0
     without = make_space(terms={"ce": {"weight": 1.0}}, search={"arms": "tuned"})
-    found = tuned(without, published(without)[STANDARD_KD])
+    found = tuned(without, published(without, 32)[STANDARD_KD])
     assert found.ranges[("terms", "kd", "weight")].values == pytest.approx((0.09, 9.0))
     assert found.ranges[("terms", "kd", "temperature")].values == (1.0, 8.0)
 
@@ -102,10 +102,10 @@ def test_a_search_without_arms_only_draws(make_space: Make, open_ledger: Make, t
 @pytest.mark.parametrize("arms", ["fixed", "tuned"])
 def test_every_shipped_space_has_its_arms(name: str, arms: str) -> None:
     space = spaces.load(name, [f"search.arms={arms}"])
-    preset = published(space)[PAPER_PRESET]
+    preset = published(space, 32)[PAPER_PRESET]
     assert 0 < preset["adversarial"]["warmup_epochs"] < space.tree["train"]["epochs"] / 20
     if arms == "tuned":
-        for terms in published(space).values():
+        for terms in published(space, 32).values():
             tuned(space, terms)
 
 

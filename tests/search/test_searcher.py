@@ -78,7 +78,7 @@ def test_the_arms_come_first_with_the_largest_student_within_the_limits(
     assert list(none.terms.active()) == ["ce"]
     assert {name: term.weight for name, term in standard.terms.items()} == {"ce": 0.1, "kd": 0.9}
     assert standard.terms["kd"].temperature == 4.0
-    assert {name: term.weight for name, term in transfer.terms.items()} == {"ce": 1.0, "attention_transfer": 1000.0}
+    assert {name: term.weight for name, term in transfer.terms.items()} == {"ce": 1.0, "attention_transfer": 62.5}
     assert list(preset.terms) == list(config.load(spaces.find("hksd")).terms)
 
 

@@ -102,7 +102,7 @@ def test_draws_and_arms_of_every_shipped_space_are_runs_and_its_limits_bind(name
     if space.tree["data"]["name"] == "digits":
         shape = {"in_channels": 1, "classes": 10, "image_size": 8}
     largest = check_feasible(space, Meter(shape))
-    assert all(arm.student == largest for arm in arms(space, largest).values())
+    assert all(arm.student == largest for arm in arms(space, largest, shape["image_size"]).values())
     drawn = [draw for draw, _ in draws(space, 100)]
     assert len({config_hash(draw) for draw in drawn}) > 90
     kept = [not within(space.search.limits, Meter(shape).costs(draw.student)) for draw in drawn]
