@@ -21,7 +21,7 @@ from hksd.errors import RunError, Stopped
 from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
-from search import arms, ray_env, tracking
+from search import arms, ray_env, stopping, tracking
 from search.console import Display, relative
 from search.costs import Meter, check_feasible, measure_ahead
 from search.latency import connected, latencies_of
@@ -33,6 +33,7 @@ from search.session import (
     IMAGES,
     SPACE_FILE,
     TEACHERS,
+    Interrupt,
     choose_folder,
     how_to_resume,
     interruptible,
@@ -113,7 +114,7 @@ def search(
         largest = check_feasible(space, meter)
     check_knowledge(space, loop.image_shape(data))
     resume_command = how_to_resume(name, runs, address, tracking_uri)
-    with locked(folder), interruptible(display) as interrupt:
+    with locked(folder), interruptible(display, folder) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
         try:
             teacher = _teacher(space, largest, data, runs, display)
@@ -128,6 +129,7 @@ def search(
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         display.line(_teacher_line(facts["teacher"], teacher))
         display.line(str(teaching))
+        display.line(stopping.description(space))
         uri = tracking.store(tracking_uri, runs)
         tracker = tracking.Tracker(uri, folder, name)
         tracker.start_search(_parent_params(space, facts), resolved(space))
@@ -143,7 +145,7 @@ def search(
         interrupt.ledger = ledger
         status = "FAILED"
         try:
-            _train(ledger, data, folder, runs, address, display)
+            _train(ledger, data, folder, runs, address, display, interrupt)
             status = "FINISHED"
         except KeyboardInterrupt:
             ledger.stopping = True
@@ -173,19 +175,32 @@ def _teacher(space: Space, largest: StudentConfig, data: DataSet, runs: Path, di
     return [prepare(config) for config in (*wanted, space.middle({}))][-1]
 
 
-def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str | None, display: Display) -> None:
+def _train(
+    ledger: Ledger,
+    data: DataSet,
+    folder: Path,
+    runs: Path,
+    address: str | None,
+    display: Display,
+    interrupt: Interrupt,
+) -> None:
     """Start Ray and train; Ray is imported only here, after its environment is set."""
     ray_env.prepare(address)
     from search import tuning
 
-    tuning.start_ray(address)
     try:
-        epochs, teachers_at = int(ledger.space.tree["train"]["epochs"]), (runs / TEACHERS).resolve()
-        packing = tuning.pack(ledger, data, teachers_at)
+        tuning.start_ray(address)
+    except SystemExit:  # while it starts, Ray answers SIGTERM itself
+        raise KeyboardInterrupt from None
+    interrupt.install()
+    try:
+        teachers_at = (runs / TEACHERS).resolve()
+        packing = tuning.pack(ledger.space, ledger.largest, data, teachers_at)
         if packing.reason:
             display.line(packing.reason)
-        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, epochs, packing.gpu)
+        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, packing.gpu)
     finally:
+        interrupt.disarm()
         tuning.stop_ray()
 
 

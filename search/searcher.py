@@ -23,7 +23,7 @@ from hksd.errors import ConfigError, UserError
 from hksd.objective import verify
 from search.arms import Competitors, Turn
 from search.costs import Meter, within
-from search.records import STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
+from search.records import ACCURACY, STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
 from search.space import Space
 
 STRIKES = 3  # times that a trial may be let down by its machine
@@ -216,6 +216,8 @@ class Ledger:
             trial.set_user_attr("progress", {"epoch": epoch, "val_accuracy": accuracy, "seconds": seconds})
             if len(self.objectives) == 1:  # Optuna takes intermediate values of single-objective studies only
                 trial.report(accuracy, epoch)
+            else:  # one attribute an epoch: one that holds them all would be written anew each time
+                trial.set_user_attr(f"{ACCURACY}{epoch}", accuracy)
         for observer in self.events.reported:
             observer(number, result)
 

@@ -437,7 +437,7 @@ def leaves(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 
 ALL_SECTIONS = sorted({*sections(RunConfig), *sections(SearchConfig)}, key=lambda kind: kind.__name__)
-REQUIRED = {"name": "digits", "model": "resnet8", "epochs": 3, "trials": 3}
+REQUIRED = {"name": "digits", "model": "resnet8", "epochs": 3, "trials": 3, "epoch": 1, "set": {"train.lr": 0.1}}
 
 
 def literals(hint: Any) -> set[Any]:
