@@ -80,6 +80,7 @@ class Ledger:
         self.live: dict[int, tuple[optuna.Trial, Assignment]] = {}
         self.hashes: dict[str, int] = {}
         self.stopping, self.exhausted, self.trained = False, False, 0
+        self.ended: str | None = None  # the cap that was reached, where that is why it is stopping
         self._take_over()
         self.study.sampler = _sampler(space, len(self._trials()))
 

@@ -126,21 +126,9 @@ def pack(space: Space, student: StudentConfig, data: DataSet, cache_dir: Path) -
 
 
 def concurrent_trials(space: Space, gpu: float) -> int:
-    """Trials at once, each with that many GPUs: what the resources allow, at most `search.concurrent`.
-
-    Raises:
-        UserError: not even one trial fits.
-    """
-    have, resources = ray.cluster_resources(), space.search.resources
-    fit = int(have.get("CPU", 0) // resources.cpu)
-    if gpu:
-        fit = min(fit, int(have.get("GPU", 0) / gpu + 1e-9))
-    if fit < 1:
-        raise UserError(
-            f"search.resources: a trial wants {resources.cpu} CPU(s) and {gpu:g} GPU(s), "
-            f"there are {have.get('CPU', 0):g} and {have.get('GPU', 0):g}"
-        )
-    return min(fit, space.search.concurrent or fit)
+    """Trials at once, each with that many GPUs; see `search.packing.trials_at_once`."""
+    have = ray.cluster_resources()
+    return packing.trials_at_once(space.search, gpu, have.get("CPU", 0), have.get("GPU", 0))
 
 
 def tune_trials(
