@@ -156,8 +156,9 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
             say(f"sizes unknown: {problem}")
         else:
             say(
-                f"{share:.0%} of {draws} random draws are within the limits; the arms take "
-                f"{largest.model} w{largest.width:g}, the largest"
+                f"{share:.0%} of {draws} random draws are within the limits"
+                f"{' (latency, which is not measured here, apart)' if space.search.asks_latency else ''}; "
+                f"the arms take {largest.model} w{largest.width:g}, the largest"
                 if largest
                 else ""
             )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hksd import export as exporting
-from hksd import models, weights
+from hksd import models, onnx_export, weights
 from hksd.config import RunConfig, load
 from hksd.data import DataSet
 from hksd.errors import RunError, UserError
@@ -175,6 +175,41 @@ def test_the_card_says_what_was_measured(
         assert text in card, text
     assert str(folder) not in card
     assert str(Path.home()) not in card or str(Path.home()) == "/"
+
+
+@pytest.fixture(scope="module")
+def with_onnx(
+    config: RunConfig, result: Result, digits: DataSet, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("onnx")
+    return folder, export(config, result.student, digits, folder, metadata={}, onnx=True)
+
+
+def test_onnx_is_one_file_more_and_its_difference_is_on_the_card(with_onnx: tuple[Path, dict[str, float]]) -> None:
+    folder, facts = with_onnx
+    assert sorted(path.suffix for path in folder.iterdir()) == [".md", ".onnx", ".pt2", ".safetensors", ".yaml"]
+    assert 0 <= facts["onnx_max_difference"] < 1e-4
+    assert f"differs by at most {facts['onnx_max_difference']:.1e} in a logit" in (folder / "card.md").read_text()
+
+
+def test_the_code_of_the_card_for_onnx_runs_without_torch(with_onnx: tuple[Path, dict[str, float]]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (with_onnx[0] / "card.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    alone = "import sys\nfor name in ('hksd', 'search', 'torch'):\n    sys.modules[name] = None\n"
+    command = [sys.executable, "-I", "-c", alone + blocks[1]]
+    done = subprocess.run(command, cwd=with_onnx[0], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\[\d \d\]\n", done.stdout)
+
+
+def test_an_onnx_program_that_answers_otherwise_is_not_exported(
+    config: RunConfig, result: Result, digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = onnx_export.answers
+    monkeypatch.setattr(onnx_export, "answers", lambda session, images: answers(session, images) * 1.001)
+    with pytest.raises(RunError, match=r"student.onnx differs from the network by \d"):
+        export(config, result.student, digits, tmp_path / "new", metadata={}, onnx=True)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
