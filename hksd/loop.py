@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hksd import checkpoint, evaluate, memory, models, precision, process
+from hksd import checkpoint, evaluate, memory, models, precision, process, provenance
 from hksd.config import RunConfig, config_hash, dump_yaml, history_hash
 from hksd.data import DataSet
 from hksd.data.augment import Batch, Batches, batches_of
@@ -181,12 +181,19 @@ class _Loop:
         return {"config": history_hash(self.config, begun), "data": self.data.fingerprint}
 
     def note_config(self) -> None:
-        """Put the configuration beside the checkpoints, once it is clear that they belong to it."""
-        if self.out_dir is not None:
-            try:
-                checkpoint.write_atomically(self.out_dir / CONFIG_FILE, dump_yaml(self.config).encode())
-            except OSError as error:
-                raise UserError(f"{self.out_dir}: cannot be written: {error.strerror}") from error
+        """Put configuration and provenance beside the checkpoints, once it is clear that they belong to it."""
+        if self.out_dir is None:
+            return
+        try:
+            checkpoint.write_atomically(self.out_dir / CONFIG_FILE, dump_yaml(self.config).encode())
+            if len(self.history) < self.config.train.epochs:
+                place = {"epochs": len(self.history), "steps": self.step}
+                how = {"device": str(self.device), "precision": self.precision.reason}
+                provenance.note(
+                    self.out_dir, provenance.describe_run(self.config, self.data), {"begins_after": place, **how}
+                )
+        except OSError as error:
+            raise UserError(f"{self.out_dir}: cannot be written: {error.strerror}") from error
 
     def save(self) -> None:
         if self.out_dir is None:
