@@ -216,6 +216,8 @@ class _Loop:
     def train(self, on_epoch: OnEpoch | None, keep: Container[int]) -> Result:
         epochs, resumed_at, resumed_step = self.config.train.epochs, len(self.history), self.step
         tell = on_epoch or (lambda _: None)
+        if resumed_at and not self.tally:
+            self.keep(keep)  # again, since the process may have died between checkpoint and this
         stopped = resumed_at > 0 and tell(self.history[-1]) == "stop" and resumed_at < epochs
         try:
             while len(self.history) < epochs and not stopped:
@@ -223,8 +225,7 @@ class _Loop:
                 self.history.append(self.epoch(len(self.history)))
                 self.tally = None
                 self.save()
-                if self.out_dir is not None and len(self.history) in keep:
-                    checkpoint.keep(self.out_dir, len(self.history))
+                self.keep(keep)
                 stopped = tell(self.history[-1]) == "stop" and len(self.history) < epochs
         except Stopped:
             stopped = True
@@ -243,6 +244,10 @@ class _Loop:
             step=self.step,
             resumed_step=resumed_step,
         )
+
+    def keep(self, keep: Container[int]) -> None:
+        if self.out_dir is not None and len(self.history) in keep:
+            checkpoint.keep(self.out_dir, len(self.history))
 
     @property
     def step(self) -> int:
