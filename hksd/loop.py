@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hksd import checkpoint, evaluate, memory, models, precision, process
+from hksd import checkpoint, evaluate, memory, models, precision, process, provenance
 from hksd.config import RunConfig, config_hash, dump_yaml, history_hash
 from hksd.data import DataSet
 from hksd.data.augment import Batch, Batches, batches_of
@@ -181,12 +181,19 @@ class _Loop:
         return {"config": history_hash(self.config, begun), "data": self.data.fingerprint}
 
     def note_config(self) -> None:
-        """Put the configuration beside the checkpoints, once it is clear that they belong to it."""
-        if self.out_dir is not None:
-            try:
-                checkpoint.write_atomically(self.out_dir / CONFIG_FILE, dump_yaml(self.config).encode())
-            except OSError as error:
-                raise UserError(f"{self.out_dir}: cannot be written: {error.strerror}") from error
+        """Put configuration and provenance beside the checkpoints, once it is clear that they belong to it."""
+        if self.out_dir is None:
+            return
+        try:
+            checkpoint.write_atomically(self.out_dir / CONFIG_FILE, dump_yaml(self.config).encode())
+            if len(self.history) < self.config.train.epochs:
+                place = {"epochs": len(self.history), "steps": self.step}
+                how = {"device": str(self.device), "precision": self.precision.reason}
+                provenance.note(
+                    self.out_dir, provenance.describe_run(self.config, self.data), {"begins_after": place, **how}
+                )
+        except OSError as error:
+            raise UserError(f"{self.out_dir}: cannot be written: {error.strerror}") from error
 
     def save(self) -> None:
         if self.out_dir is None:
@@ -209,6 +216,8 @@ class _Loop:
     def train(self, on_epoch: OnEpoch | None, keep: Container[int]) -> Result:
         epochs, resumed_at, resumed_step = self.config.train.epochs, len(self.history), self.step
         tell = on_epoch or (lambda _: None)
+        if resumed_at and not self.tally:
+            self.keep(keep)  # again, since the process may have died between checkpoint and this
         stopped = resumed_at > 0 and tell(self.history[-1]) == "stop" and resumed_at < epochs
         try:
             while len(self.history) < epochs and not stopped:
@@ -216,8 +225,7 @@ class _Loop:
                 self.history.append(self.epoch(len(self.history)))
                 self.tally = None
                 self.save()
-                if self.out_dir is not None and len(self.history) in keep:
-                    checkpoint.keep(self.out_dir, len(self.history))
+                self.keep(keep)
                 stopped = tell(self.history[-1]) == "stop" and len(self.history) < epochs
         except Stopped:
             stopped = True
@@ -236,6 +244,10 @@ class _Loop:
             step=self.step,
             resumed_step=resumed_step,
         )
+
+    def keep(self, keep: Container[int]) -> None:
+        if self.out_dir is not None and len(self.history) in keep:
+            checkpoint.keep(self.out_dir, len(self.history))
 
     @property
     def step(self) -> int:

@@ -1,19 +1,27 @@
-"""Where a result comes from: versions, hardware, commit."""
+"""Where a result comes from: configuration, data, seeds; versions, hardware and commit of each session that made it."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hksd.checkpoint import write_atomically
+from hksd.config import RunConfig, config_hash
+from hksd.data import DataSet
 from hksd.kernels import native
 
+FILE = "provenance.json"
 PACKAGES = ("hksd", "torch", "torchvision", "numpy", "ray", "optuna", "mlflow", "onnxruntime")
 
 
@@ -27,6 +35,53 @@ def provenance() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {"versions": versions, "hardware": hardware(), "git": _git()}
+
+
+def describe_data(data: DataSet) -> dict[str, Any]:
+    """Name, fingerprint and splits of a data set; the index says which images of the source a split holds."""
+    splits = {"train": data.train, "validation": data.validation}
+    return {
+        "name": data.name,
+        "fingerprint": data.fingerprint,
+        "splits": {
+            name: {"images": len(split), "index_sha256": hashlib.sha256(split.index.tobytes()).hexdigest()}
+            for name, split in splits.items()
+        },
+    }
+
+
+def describe_run(config: RunConfig, data: DataSet) -> dict[str, Any]:
+    """What a run is made of."""
+    teacher = config.teacher.seed if config.teacher and config.terms.teacher_needs else None
+    return {
+        "config_hash": config_hash(config),
+        "data": describe_data(data),
+        "seeds": {"run": config.seed, "data": config.data.seed, "teacher": teacher},
+    }
+
+
+def note(folder: Path, facts: Mapping[str, Any], session: Mapping[str, Any]) -> None:
+    """Write `folder`/provenance.json when a session begins: what is made, and one entry for each session at it.
+
+    Args:
+        folder: folder of a run or a search.
+        facts: what is made; replaces what stands there.
+        session: what is special about this session; versions, hardware and commit are added.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path, started = folder / FILE, datetime.now(timezone.utc).isoformat(timespec="seconds")
+    sessions = [*_sessions(path), {"started": started, **session, **provenance()}]
+    write_atomically(path, json.dumps({**facts, "sessions": sessions}, indent=1).encode())
+
+
+def _sessions(path: Path) -> list[Any]:
+    """The sessions so far; none where the file is missing or damaged."""
+    try:
+        return list(json.loads(path.read_text())["sessions"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def hardware() -> dict[str, Any]:

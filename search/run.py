@@ -12,14 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hksd import budget, loop
+from hksd import budget, loop, provenance
 from hksd import data as datasets
 from hksd import teacher as teachers
-from hksd.config import StudentConfig, dump, flatten
+from hksd.config import StudentConfig, content_hash, dump, flatten
 from hksd.data import DataSet
-from hksd.errors import RunError, Stopped
+from hksd.errors import RunError, Stopped, UserError
 from hksd.export import CARD_FILE, Row
-from hksd.provenance import provenance
 from hksd.teacher import Teacher
 from search import arms, ray_env, stopping, tracking
 from search.budgets import Budget
@@ -133,6 +132,7 @@ def search(
             facts["space"] = earlier.get("space", facts["space"])
             facts["teacher"]["seconds"] += earlier.get("teacher", {}).get("seconds", 0.0)
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
+        _note_origin(folder, space, data, teacher)
         display.line(_teacher_line(facts["teacher"], teacher))
         display.line(str(teaching))
         display.line(stopping.description(space))
@@ -284,8 +284,23 @@ def _facts(space: Space, name: str, data: DataSet, teacher: Teacher) -> dict[str
             "attention_accuracy": list(teacher.attention_accuracy),
             "key": teacher.key,
         },
-        "provenance": provenance(),
+        "provenance": provenance.provenance(),
     }
+
+
+def _note_origin(folder: Path, space: Space, data: DataSet, teacher: Teacher) -> None:
+    """Write down what the search is made of, and that a session at it begins."""
+    settings = space.middle({}).teacher
+    origin = {
+        "space_hash": content_hash(json.loads(json.dumps(space.tree))),
+        "data": provenance.describe_data(data),
+        "teacher": teacher.key,
+        "seeds": {"search": space.search.seed, "teacher": settings.seed if settings else None},
+    }
+    try:
+        provenance.note(folder, origin, {})
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def _teacher_line(facts: Mapping[str, Any], teacher: Teacher) -> str:

@@ -115,6 +115,13 @@ def test_a_fork_from_a_kept_checkpoint_equals_the_run_from_its_start(
     assert result.config_hash == whole.config_hash
 
 
+def test_a_process_that_died_before_it_kept_a_checkpoint_keeps_it_when_it_is_resumed(run: Make, tmp_path: Path) -> None:
+    run([], out_dir=tmp_path, on_epoch=lambda report: "stop" if report.epoch == 2 else None)
+    last = (tmp_path / checkpoint.LAST).read_bytes()
+    run([], out_dir=tmp_path, keep={2})
+    assert checkpoint.kept(tmp_path, 2).read_bytes() == last
+
+
 def test_a_stop_inside_a_changed_epoch_is_resumed_bit_identically(run: Make, whole: Result, tmp_path: Path) -> None:
     for session in range(99):
         asked = iter(range(3 + session % 3))

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hksd import checkpoint, loop
+from hksd import checkpoint, loop, provenance
 from hksd.train import RESULT_FILE, WEIGHTS_FILE
 from search.session import GRACE
 from search.signals import STOP_FILE
@@ -113,6 +113,10 @@ def test_a_search_that_gets_sigterm_saves_its_trials_inside_their_epochs_and_lea
         trial = folder / "trials" / f"{record.number:03d}"
         result = json.loads((trial / RESULT_FILE).read_text())
         assert (result["resumed_at"], result["resumed_step"]) == (0, step)
+    for where in (folder, trial):
+        origin = json.loads((where / provenance.FILE).read_text())
+        assert origin["data"]["fingerprint"] == result["data_fingerprint"]
+        assert len(origin["sessions"]) == 2
     whole = train_anew(hksd, trial, place / "whole", place)
     assert whole["val_accuracy"] == result["val_accuracy"]
     assert same_weights(place / "whole", trial)
