@@ -16,7 +16,7 @@ from hksd.errors import NonFiniteLossError
 from hksd.outcome import EpochReport
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the caller of the run asked for it
+class LeftEpoch(Exception):  # noqa: N818 - not an error: the caller of the run asked for it
     """The run was asked to stop inside an epoch; what the epoch has done so far is in its `Tally`."""
 
 

@@ -30,7 +30,7 @@ from hksd import checkpoint, evaluate, memory, models, precision, process, prove
 from hksd.config import RunConfig, config_hash, dump_yaml, history_hash
 from hksd.data import DataSet
 from hksd.data.augment import Batch, Batches, batches_of
-from hksd.epoch import Stopped, Tally
+from hksd.epoch import LeftEpoch, Tally
 from hksd.errors import NonFiniteLossError, UserError
 from hksd.models.taps import Out, TappedNet
 from hksd.modes import Modes
@@ -227,7 +227,7 @@ class _Loop:
                 self.save()
                 self.keep(keep)
                 stopped = tell(self.history[-1]) == "stop" and len(self.history) < epochs
-        except Stopped:
+        except LeftEpoch:
             stopped = True
             if self.step > (resumed_step if len(self.history) == resumed_at else 0):
                 self.save()
@@ -256,7 +256,7 @@ class _Loop:
 
     def poll(self) -> None:
         if self.should_stop():
-            raise Stopped
+            raise LeftEpoch
 
     def epoch(self, epoch: int) -> EpochReport:
         now, modes = self.config.at(epoch), self.modes

@@ -15,7 +15,7 @@ from rich.console import Console
 from search import session, stopping
 from search.console import Display
 from search.session import Interrupt, interruptible
-from search.stopping import STOP_FILE, Stop, stoppable, told_to_stop
+from search.signals import STOP_FILE, Stop, stoppable, told_to_stop
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 
