@@ -25,7 +25,7 @@ from search.settings import Asha, HyperBand, Median, Scheduler
 from search.space import Space
 
 GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, lie as evenly as any: so do those of every nth number
-EPSILON = 1e-9  # powers of a reduction factor are not exact
+EPSILON = 1e-9  # powers of a reduction factor, and means of equal accuracies, are not exact
 
 
 class Rule(Protocol):
@@ -169,7 +169,7 @@ class MedianRule:
             for other, (mean, *costs) in self.rows[epoch].items()
             if other != number and all(a <= b for a, b in zip(costs, mine, strict=True))
         ]
-        return len(means) >= self.min_trials and self.best[number] < median(means)
+        return len(means) >= self.min_trials and self.best[number] < median(means) - EPSILON
 
 
 def rungs(grace: int, reduction_factor: float, epochs: int) -> list[int]:
