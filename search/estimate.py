@@ -124,6 +124,8 @@ def estimate(space: Space, machine: Machine, *, runs: Path, say: Callable[[str],
     check_knowledge(space, shape)
     competitors = Competitors(space, largest)
     arms = list(competitors.published.values())[: space.search.trials]
+    if not machine.gpus:
+        packing.trials_at_once(space.search, 0.0, machine.cpus, 0.0)  # a fault comes before the measuring
     drawn = [run for one in competitors.spaces.values() for run in feasible_draws(one, meter)]
     chosen = [*arms, *spread(drawn, meter, MEASURED)]
     batch = max([middle.train.batch_size, *(run.train.batch_size for run in chosen), *_teacher_batches(middle)])
