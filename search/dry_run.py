@@ -157,7 +157,7 @@ def work(job: Job) -> Findings:
         for number, config in job.configs:
             reports: list[EpochReport] = []
             try:
-                fit(config, data=job.data, cache_dir=cache, shared=job.shared, on_epoch=reports.append)  # type: ignore[arg-type]
+                fit(config, data=job.data, cache_dir=cache, shared=job.shared, on_epoch=reports.append)
             except (RunError, UserError) as error:
                 problems[number] = str(error)
                 continue

@@ -21,10 +21,11 @@ from hksd.errors import RunError, Stopped
 from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
-from search import arms, ray_env, tracking
+from search import arms, ray_env, stopping, tracking
 from search.budgets import Budget
 from search.console import Display, relative
-from search.costs import Meter, check_feasible
+from search.costs import Meter, check_feasible, measure_ahead
+from search.latency import connected, latencies_of
 from search.records import Record
 from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search, target
 from search.sampling import check_knowledge
@@ -33,6 +34,7 @@ from search.session import (
     IMAGES,
     SPACE_FILE,
     TEACHERS,
+    Interrupt,
     choose_folder,
     how_to_resume,
     interruptible,
@@ -109,11 +111,13 @@ def search(
     folder = choose_folder(space, runs, name, resume)
     # Faults of data and limits come before the folder of the search is made.
     data = datasets.load(space.middle({}).data, runs / IMAGES)
-    meter = Meter(loop.image_shape(data))
-    largest = check_feasible(space, meter)
+    meter = Meter(shape := loop.image_shape(data), latencies_of(space.search, runs, shape), space.search.limits)
+    with connected(meter.latencies, address):
+        measure_ahead(space, meter, partial(display.step, unit="student"))
+        largest = check_feasible(space, meter)
     check_knowledge(space, loop.image_shape(data))
     resume_command = how_to_resume(name, runs, address, tracking_uri)
-    with locked(folder), interruptible(display) as interrupt:
+    with locked(folder), interruptible(display, folder) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
         try:
             teacher, seconds = _teacher(space, largest, data, runs, display)
@@ -122,6 +126,8 @@ def search(
         teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
         facts = _facts(space, name, data, teacher) | {"teaching": teaching.facts()}
         facts["teacher"]["seconds"] = seconds
+        if meter.latencies:
+            facts["latency"] = meter.latencies.facts()
         if resume:
             earlier = open_search(runs, name).facts
             facts["space"] = earlier.get("space", facts["space"])
@@ -129,6 +135,7 @@ def search(
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         display.line(_teacher_line(facts["teacher"], teacher))
         display.line(str(teaching))
+        display.line(stopping.description(space))
         uri = tracking.store(tracking_uri, runs)
         tracker = tracking.Tracker(uri, folder, name)
         tracker.start_search(_parent_params(space, facts), resolved(space))
@@ -145,7 +152,7 @@ def search(
         caps = Budget(ledger, facts["teacher"]["seconds"])
         status = "FAILED"
         try:
-            _train(ledger, caps, data, folder, runs, address, display)
+            _train(ledger, caps, data, folder, runs, address, display, interrupt)
             status = "FINISHED"
         except KeyboardInterrupt:
             ledger.stopping, ledger.ended = True, None
@@ -192,21 +199,33 @@ def _teacher(
 
 
 def _train(
-    ledger: Ledger, caps: Budget, data: DataSet, folder: Path, runs: Path, address: str | None, display: Display
+    ledger: Ledger,
+    caps: Budget,
+    data: DataSet,
+    folder: Path,
+    runs: Path,
+    address: str | None,
+    display: Display,
+    interrupt: Interrupt,
 ) -> None:
     """Start Ray and train; Ray is imported only here, after its environment is set."""
     ray_env.prepare(address)
     from search import tuning
 
-    tuning.start_ray(address)
     try:
-        epochs, teachers_at = int(ledger.space.tree["train"]["epochs"]), (runs / TEACHERS).resolve()
-        packing = tuning.pack(ledger, data, teachers_at)
+        tuning.start_ray(address)
+    except SystemExit:  # while it starts, Ray answers SIGTERM itself
+        raise KeyboardInterrupt from None
+    interrupt.install()
+    try:
+        teachers_at = (runs / TEACHERS).resolve()
+        packing = tuning.pack(ledger.space, ledger.largest, data, teachers_at)
         if packing.reason:
             display.line(packing.reason)
         caps.start(packing.gpu)
-        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, epochs, packing.gpu)
+        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, packing.gpu)
     finally:
+        interrupt.disarm()
         tuning.stop_ray()
 
 

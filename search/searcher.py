@@ -23,7 +23,7 @@ from hksd.errors import ConfigError, UserError
 from hksd.objective import verify
 from search.arms import Competitors, Turn
 from search.costs import Meter, within
-from search.records import STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
+from search.records import ACCURACY, STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
 from search.space import Space
 
 STRIKES = 3  # times that a trial may be let down by its machine
@@ -154,6 +154,7 @@ class Ledger:
         try:
             config = turn.config or self.competitors.draw(turn.arm, trial)
             verify(config, **self.meter.shape)
+            self.meter.costs(config.student)  # a network may be one that cannot be measured
         except UserError as error:
             faults = error.problems if isinstance(error, ConfigError) else [error]
             if turn.config is not None:
@@ -167,7 +168,8 @@ class Ledger:
         self, trial: optuna.Trial, config: RunConfig, arm: str | None, origin: str, resumed: bool
     ) -> Assignment | None:
         """Take a draw in, or refuse it with its reason."""
-        costs, digest = self.meter.costs(config.student), config_hash(config)
+        digest = config_hash(config)
+        costs = self._attributes(trial)["facts"]["costs"] if resumed else self.meter.costs(config.student)
         if not resumed:
             facts = {"arm": arm, "origin": origin, "hash": digest, "costs": costs, "config": dump(config)}
             trial.set_user_attr("facts", facts)
@@ -215,6 +217,8 @@ class Ledger:
             trial.set_user_attr("progress", {"epoch": epoch, "val_accuracy": accuracy, "seconds": seconds})
             if len(self.objectives) == 1:  # Optuna takes intermediate values of single-objective studies only
                 trial.report(accuracy, epoch)
+            else:  # one attribute an epoch: one that holds them all would be written anew each time
+                trial.set_user_attr(f"{ACCURACY}{epoch}", accuracy)
         for observer in self.events.reported:
             observer(number, result)
 

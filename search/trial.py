@@ -11,18 +11,22 @@ import json
 import logging
 import os
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from hksd import process
-from hksd.config import from_tree
+from hksd.config import RunConfig, from_tree
 from hksd.data import DataSet
-from hksd.outcome import EpochReport
+from hksd.outcome import EpochReport, OnEpoch
 from hksd.train import fit
 from search import gpu
 from search.records import trial_folder
+from search.signals import told_to_stop
 
 FAULT_FILE = "fault.txt"
 
@@ -39,6 +43,64 @@ class Warnings(logging.Handler):
         self.texts.append(record.getMessage())
 
 
+@contextmanager
+def listening() -> Iterator[Warnings]:
+    """Catch what hksd warns of."""
+    log, warnings = logging.getLogger("hksd"), Warnings()
+    log.addHandler(warnings)
+    log.propagate = False
+    try:
+        yield warnings
+    finally:
+        log.removeHandler(warnings)
+        log.propagate = True
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker process trains, and what it shares with others.
+
+    Attributes:
+        cache_dir: folder of cached teachers.
+        home: working directory of the search, to which the paths of the configuration are relative and in which
+            networks of the user's own may lie; Ray has put the worker elsewhere.
+        shared: a run in the middle of the space (JSON text), which stands for the others.
+        share: share of a GPU that the run may use, 0 for none.
+    """
+
+    cache_dir: str
+    home: str
+    shared: str
+    share: float = 0.0
+
+    def train(
+        self,
+        config: RunConfig,
+        data: DataSet,
+        out: Path,
+        on_epoch: OnEpoch | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Train `config` into the folder `out`; the process is afterwards as it was."""
+
+        def train() -> None:
+            middle = from_tree(json.loads(self.shared))
+            fit(
+                config,
+                data=data,
+                out_dir=out,
+                cache_dir=Path(self.cache_dir),
+                on_epoch=on_epoch,
+                should_stop=should_stop,
+                shared=middle,
+            )
+
+        with process.restored(config.seed):  # networks are also built, and looked at, before and after the training
+            if Path(self.home).is_dir():  # not on a node of a cluster that shares no files
+                os.chdir(self.home)
+            gpu.guarded(train, config, self.share)
+
+
 def run_trial(
     assignment: dict[str, Any],
     *,
@@ -52,17 +114,16 @@ def run_trial(
     """Train one assignment.
 
     A fault ends the trial, not the search: it is reported as the metric ``fault``, with the stack trace in the
-    trial's folder.
+    trial's folder. A trial that is told to stop is saved and ends without a report.
 
     Args:
         assignment: ``number`` and ``config`` (JSON text of the run configuration).
         data: images, from Ray's object store.
         search: folder of the search.
-        cache_dir: folder of cached teachers.
-        home: working directory of the search, to which the paths of the configuration are relative and in which
-            networks of the user's own may lie; Tune has put the worker elsewhere.
-        shared: a run in the middle of the space (JSON text), which stands for the others.
-        share: share of a GPU that the trial may use, 0 for none.
+        cache_dir: see `Place`.
+        home: see `Place`.
+        shared: see `Place`.
+        share: see `Place`.
     """
     out = trial_folder(Path(search), assignment["number"])
     epoch = 0
@@ -73,30 +134,19 @@ def run_trial(
         told = {"warnings": warnings.texts} if warnings.texts else {}
         tune.report({"number": assignment["number"], **dataclasses.asdict(report), **told})
 
-    def train() -> None:
-        middle = from_tree(json.loads(shared))
-        fit(config, data=data, out_dir=out, cache_dir=Path(cache_dir), on_epoch=on_epoch, shared=middle)
-
-    log, warnings = logging.getLogger("hksd"), Warnings()
-    log.addHandler(warnings)
-    log.propagate = False
-    try:
-        config = from_tree(json.loads(assignment["config"]))
-        with process.restored(config.seed):  # networks are also built, and looked at, before and after the training
-            if Path(home).is_dir():  # not on a node of a cluster that shares no files
-                os.chdir(home)
-            gpu.guarded(train, config, share)
-    except Exception as error:  # whatever a trial meets, the search goes on
-        out.mkdir(parents=True, exist_ok=True)
-        (out / FAULT_FILE).write_text(traceback.format_exc())
-        tune.report(
-            {
-                "number": assignment["number"],
-                "epoch": epoch,
-                "val_accuracy": 0.0,
-                "fault": f"{type(error).__name__}: {error}",
-            }
-        )
-    finally:
-        log.removeHandler(warnings)
-        log.propagate = True
+    with listening() as warnings:
+        try:
+            config = from_tree(json.loads(assignment["config"]))
+            stop = told_to_stop(Path(search))
+            Place(cache_dir, home, shared, share).train(config, data, out, on_epoch, stop)
+        except Exception as error:  # whatever a trial meets, the search goes on
+            out.mkdir(parents=True, exist_ok=True)
+            (out / FAULT_FILE).write_text(traceback.format_exc())
+            tune.report(
+                {
+                    "number": assignment["number"],
+                    "epoch": epoch,
+                    "val_accuracy": 0.0,
+                    "fault": f"{type(error).__name__}: {error}",
+                }
+            )

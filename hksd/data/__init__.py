@@ -72,6 +72,16 @@ def load_test(config: DataConfig) -> AnySplit:
     return _split(raw, np.arange(len(raw.labels)), form, config, test=True)
 
 
+def check_test(config: DataConfig) -> None:
+    """Find out, without looking at an image of it, that there is a test set; before a long work that ends with it.
+
+    Raises:
+        DataError: there is none.
+    """
+    source = find_source(config)
+    source.test(source.train().classes)
+
+
 def evaluation_cut(split: StreamSplit) -> Cut:
     """What evaluation takes of a streamed image: the centre, or all of it."""
     if split.centre:
@@ -182,4 +192,4 @@ def _fingerprint(classes: tuple[str, ...], *splits: AnySplit) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["AnySplit", "DataSet", "Split", "StreamSplit", "evaluation_cut", "load", "load_test"]
+__all__ = ["AnySplit", "DataSet", "Split", "StreamSplit", "check_test", "evaluation_cut", "load", "load_test"]

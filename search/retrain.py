@@ -1,0 +1,107 @@
+"""Runs of a confirmation as Ray tasks: each trains as a trial of the search does, into a folder of its own.
+
+Import it after `search.ray_env.prepare`.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+
+from hksd.checkpoint import write_atomically
+from hksd.config import config_hash, from_tree
+from hksd.data import DataSet
+from hksd.errors import NonFiniteLossError
+from search import tuning
+from search.contenders import FAILED_FILE
+from search.space import Space
+from search.trial import FAULT_FILE, Place, listening
+
+LOOK_S = 1.0  # how often a waiting driver looks for signals
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to train.
+
+    Attributes:
+        name: name for people.
+        config: its configuration as JSON text.
+        out: its folder.
+    """
+
+    name: str
+    config: str
+    out: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        fault: what ended it, or None.
+        warnings: what it warned of.
+    """
+
+    fault: str | None
+    warnings: tuple[str, ...] = ()
+
+
+def work(job: Job, data: DataSet, place: Place) -> Ended:
+    """Train one run, continuing what is in its folder; a fault is told, with the stack trace in the folder.
+
+    A loss that is not finite would come again, so it is kept as the run's end (`search.contenders.Run.failure`); other
+    faults, such as a full disk, are tried again by the next confirmation.
+    """
+    out = Path(job.out)
+    with listening() as warnings:
+        try:
+            config = from_tree(json.loads(job.config))
+            place.train(config, data, out)
+        except Exception as error:  # whatever a run meets, the others go on
+            fault = f"{type(error).__name__}: {error}"
+            out.mkdir(parents=True, exist_ok=True)
+            (out / FAULT_FILE).write_text(traceback.format_exc())
+            if isinstance(error, NonFiniteLossError):
+                kept = {"config_hash": config_hash(config), "reason": fault}
+                write_atomically(out / FAILED_FILE, json.dumps(kept).encode())
+            return Ended(fault, tuple(warnings.texts))
+    return Ended(None, tuple(warnings.texts))
+
+
+def train_all(
+    jobs: Sequence[Job], data: DataSet, space: Space, place: Place, on_end: Callable[[Job, Ended], None]
+) -> None:
+    """Train all jobs, as many at once as resources and `search.concurrent` allow; Ray has been started.
+
+    Args:
+        jobs: what to train.
+        data: their images.
+        space: tells what a run occupies.
+        place: where they train; with the share of a GPU that each gets.
+        on_end: called when a job has ended.
+    """
+    concurrent = tuning.concurrent_trials(space, place.share)
+    task = ray.remote(num_cpus=space.search.resources.cpu, num_gpus=place.share, max_retries=0)(work)
+    images = ray.put(data)
+    waiting = deque(jobs)
+    running: dict[ray.ObjectRef, Job] = {}
+    while waiting or running:
+        while waiting and len(running) < concurrent:
+            job = waiting.popleft()
+            running[task.remote(job, images, place)] = job
+        for done in ray.wait(list(running), timeout=LOOK_S)[0]:
+            job = running.pop(done)
+            try:
+                ended = ray.get(done)
+            except RayError:
+                ended = Ended(tuning.DIED)
+            on_end(job, ended)

@@ -1,0 +1,87 @@
+"""A confirmation without Ray: what a run leaves when it fails, and data that has no test split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hksd import data as datasets
+from hksd.config import dump, from_tree
+from hksd.data.settings import DataConfig
+from hksd.errors import DataError
+from search import openings
+from search.contenders import Contender, Run, runs_of
+from search.records import Record
+from search.retrain import Job, work
+from search.trial import FAULT_FILE, Place
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make_run(make_tree: Make, tmp_path: Path) -> Callable[..., Run]:
+    """make_run(**sections): a run of a contender without a teacher's knowledge."""
+
+    def make(**sections: Any) -> Run:
+        config = from_tree(make_tree(**{"terms": {"ce": {"weight": 1.0}}, **sections}))
+        record = Record(7, "complete", None, dump(config), {}, 2, 0.5, 1.0, None)
+        return runs_of(Contender(record, config), [1000], tmp_path / "confirm")[0]
+
+    return make
+
+
+def work_on(run: Run, digits: Any, home: Path) -> Any:
+    place = Place(str(home / "teachers"), str(home), json.dumps(dump(run.config)))
+    return work(Job(run.key, json.dumps(dump(run.config)), str(run.folder)), digits, place)
+
+
+def test_a_run_that_ends_has_a_result_that_counts(make_run: Make, digits: Any, tmp_path: Path) -> None:
+    run = make_run()
+    assert work_on(run, digits, tmp_path).fault is None
+    result = run.result(digits.fingerprint)
+    assert result is not None
+    assert result["epochs"] == 2
+    assert run.failure() is None
+
+
+def test_a_loss_that_is_not_finite_is_kept_as_the_end_of_the_run(make_run: Make, digits: Any, tmp_path: Path) -> None:
+    run = make_run(train={"lr": 1e30, "epochs": 3})
+    ended = work_on(run, digits, tmp_path)
+    assert "not finite" in ended.fault
+    assert run.result(digits.fingerprint) is None
+    assert run.failure() == ended.fault
+    assert "Traceback" in (run.folder / FAULT_FILE).read_text()
+    other = make_run(train={"lr": 0.1, "epochs": 3})
+    assert other.folder == run.folder
+    assert other.failure() is None, "the end of another configuration"
+
+
+def test_another_fault_is_tried_again(make_run: Make, digits: Any, tmp_path: Path) -> None:
+    run = make_run(student={"model": "nosuch.py:net"})
+    assert work_on(run, digits, tmp_path).fault
+    assert run.failure() is None
+
+
+def test_data_without_a_test_split_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(np.full((8, 8), number, np.uint8)).save(tmp_path / "train" / name / f"{number}.png")
+    config = DataConfig(name="folder", root=str(tmp_path), validation=0.25)
+    datasets.load(config)
+    with pytest.raises(DataError, match="no test split: looked for the folders"):
+        datasets.check_test(config)
+
+
+def test_openings_of_a_search_are_counted_wherever_they_were_recorded(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    assert openings.count(tmp_path) == 0
+    openings.record(tmp_path, "hksd confirm", ["teacher"])
+    openings.record(tmp_path / "export", "hksd evaluate", ["export"])
+    assert openings.count(tmp_path) == 2
