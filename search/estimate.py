@@ -20,7 +20,7 @@ from hksd.config import RunConfig, TeacherConfig
 from hksd.data import DataSet
 from hksd.errors import RunError, UserError
 from hksd.knowledge import live_because
-from search import dry_run, forecast, packing
+from search import dry_run, forecast, packing, stopping
 from search.arms import Competitors
 from search.budgets import HOUR, device_hours
 from search.costs import Meter, check_feasible, within
@@ -124,6 +124,8 @@ def estimate(space: Space, machine: Machine, *, runs: Path, say: Callable[[str],
     check_knowledge(space, shape)
     competitors = Competitors(space, largest, shape["image_size"])
     arms = list(competitors.published.values())[: space.search.trials]
+    if not machine.gpus:
+        packing.trials_at_once(space.search, 0.0, machine.cpus, 0.0)  # a fault comes before the measuring
     drawn = [run for one in competitors.spaces.values() for run in feasible_draws(one, meter)]
     chosen = [*arms, *spread(drawn, meter, MEASURED)]
     batch = max([middle.train.batch_size, *(run.train.batch_size for run in chosen), *_teacher_batches(middle)])
@@ -150,15 +152,16 @@ def estimate(space: Space, machine: Machine, *, runs: Path, say: Callable[[str],
     fit = forecast.fitted([works[number] for number in seconds], list(seconds.values()))
     count = max(space.search.trials - len(arms), 0)
     groups = len(competitors.spaces)  # trials are stopped early by comparison with those of their own space
-    expected = forecast.expected_epochs(space.search, count // groups, middle.train.epochs)
+    grace, epochs = stopping.grace_epochs(space), stopping.total_epochs(space)
+    expected = forecast.expected_epochs(space.search.scheduler, grace, count // groups, epochs)
     plan = Plan(
         drawn=count,
         arms=tuple(
             seconds[number] * works[number].steps if number in seconds else fit.epoch_seconds(works[number])
             for number in range(len(arms))
         ),
-        epochs=middle.train.epochs,
-        first_rung=space.search.grace_epochs(middle.train.epochs),
+        epochs=epochs,
+        first_rung=grace,
         expected=expected,
         at_once=at_once,
         knowledge_seconds=knowledge,
@@ -180,7 +183,7 @@ def estimate(space: Space, machine: Machine, *, runs: Path, say: Callable[[str],
         knowledge_seconds=knowledge,
         trial_seconds=sums.trial,
         expected_epochs=expected,
-        epochs=middle.train.epochs,
+        epochs=epochs,
         wall_hours=sums.wall.plus(stage_seconds + start).times(1 / HOUR),
         device_hours=hours,
         cost=None if price is None else hours.times(price),

@@ -12,22 +12,22 @@ that goes into the span of the totals.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from search.settings import SearchConfig
+from search import stopping
+from search.settings import Asha, HyperBand, Median, Scheduler
 
 HOUR = 3600.0
 NORMAL_95 = 1.645  # a value that is not exceeded with a probability of 95 %, in standard deviations
 UNKNOWN = 0.12  # relative error of what no dry run shows: where the sampler goes, which sizes survive, load
 TRIAL_OVERHEAD = 0.16  # seconds on the wall that a search adds to a trial (docs/speed.md)
-# Expected share of the epochs behind the grace period that a trial trains, for schedulers without a formula here:
-# rough figures, not measured.
-SHARES = {"hyperband": 0.6, "median": 0.5, "pbt": 1.0}
+# Of the epochs behind the grace epochs, under the median rule: half of the trials stop early, half go on. Not measured.
+MEDIAN_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,55 +53,60 @@ def around(likely: float, error: float) -> Span:
     return Span(likely / factor, likely, likely * factor)
 
 
-def rungs(grace: int, reduction: float, epochs: int) -> list[int]:
-    """Epochs at which successive halving decides: grace, grace r, grace r^2 ... below `epochs`, rounded up."""
-    found, at = [], float(grace)
-    while math.ceil(at) < epochs:
-        found.append(math.ceil(at))
-        at *= reduction
-    return list(dict.fromkeys(found))
-
-
 def passed(arriving: float, reduction: float) -> float:
     """How many of the trials that arrive at a rung one after the other are expected to go on.
 
-    With m values at the rung, the next trial is stopped when it is below their quantile q = 1 - 1/r, interpolated
-    between the order statistics at h = (m - 1) q. For independent values of one continuous distribution, order
-    statistic k of m is passed from below with probability k / (m + 1); linear in between, a trial is stopped with
-    probability (h + 1) / (m + 1). The first always goes on, and for many trials 1/r of them does.
+    The m-th goes on if fewer than m / reduction of the m so far rank before it (`search.stopping.Rung`). Its rank among
+    them is uniform where accuracies are independent of the order of the trials, so it does with probability
+    ceil(m / reduction) / m: the first always, of many trials one in `reduction`.
     """
-    total, quantile = 0.0, 1 - 1 / reduction
-    for m in range(math.ceil(arriving)):
-        stopped = ((m - 1) * quantile + 1) / (m + 1) if m else 0.0
-        total += (1 - stopped) * min(1.0, arriving - m)
-    return total
+    return sum(math.ceil(m / reduction - 1e-9) / m * min(1.0, arriving - m + 1) for m in range(1, _up(arriving) + 1))
 
 
-def asha_epochs(trials: int, grace: int, reduction: float, epochs: int) -> float:
-    """Expected epochs of a trial under asynchronous successive halving, whatever the order of the trials."""
+def _up(value: float) -> int:
+    return math.ceil(value - 1e-9)
+
+
+def halving_epochs(trials: float, rungs: Iterable[int], reduction: float, epochs: int) -> float:
+    """Expected epochs of a trial under asynchronous successive halving with one objective.
+
+    Args:
+        trials: how many compete.
+        rungs: epochs at which trials are compared, rising.
+        reduction: one in that many goes on.
+        epochs: of a trial that is not stopped.
+    """
     if not trials:
         return float(epochs)
     arriving, before, total = float(trials), 0, 0.0
-    for rung in rungs(grace, reduction, epochs):
+    for rung in rungs:
         total += arriving * (rung - before)
         arriving, before = passed(arriving, reduction), rung
     return (total + arriving * (epochs - before)) / trials
 
 
-def expected_epochs(search: SearchConfig, trials: int, epochs: int) -> float:
-    """Expected epochs of a drawn trial under the scheduler of a search; `epochs` where nothing is stopped.
+def expected_epochs(scheduler: Scheduler, grace: int, trials: int, epochs: int) -> float:
+    """Expected epochs of a drawn trial under a scheduler.
 
     Args:
-        search: the settings.
-        trials: drawn trials.
-        epochs: epochs of a trial that is not stopped.
+        scheduler: the settings.
+        grace: epochs before which no trial is stopped.
+        trials: how many compete with each other.
+        epochs: of a trial that is not stopped.
     """
-    if (asha := search.scheduler.asha) is not None:
-        return asha_epochs(trials, search.grace_epochs(epochs), asha.reduction_factor, epochs)
-    for name, share in SHARES.items():
-        if (other := getattr(search.scheduler, name, None)) is not None:
-            grace = min(getattr(other, "grace_epochs", None) or -(-epochs // 3), epochs)
-            return grace + share * (epochs - grace)
+    settings = scheduler.chosen
+    if isinstance(settings, Asha):
+        factor = settings.reduction_factor
+        return halving_epochs(trials, stopping.rungs(grace, factor, epochs), factor, epochs)
+    if isinstance(settings, HyperBand):
+        factor = settings.reduction_factor
+        brackets = stopping.Brackets(stopping.rungs(grace, factor, epochs), factor, settings.brackets)
+        return sum(
+            share * halving_epochs(share * trials, bracket.rungs, factor, epochs)
+            for share, bracket in zip(brackets.shares, brackets.brackets, strict=True)
+        )
+    if isinstance(settings, Median):
+        return grace + MEDIAN_SHARE * (epochs - grace)
     return float(epochs)
 
 

@@ -1,8 +1,7 @@
-"""Dry runs on real digits: what a miniature is, what `hksd estimate` says, what it leaves alone, how it fails."""
+"""Dry runs on real digits: what a miniature is, what workers measure, what is said of an estimate."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from hksd.data.augment import Batches
 from hksd.errors import RunError, UserError
 from search import dry_run
 from search import space as spaces
+from search.commands.estimate import lines
 from search.costs import Meter
-from search.estimate import Machine, estimate, feasible_draws, fit_numbers, spread
+from search.estimate import Estimate, Machine, estimate, feasible_draws, fit_numbers, spread
+from search.forecast import Span
 from search.packing import trials_at_once
 
 Make = Callable[..., Any]
@@ -76,23 +77,6 @@ def test_measured_draws_reach_from_small_to_large(shape: dict[str, int]) -> None
     assert sizes[-1] >= every[-len(every) // 8]
 
 
-def test_an_estimate_of_a_small_space_keeps_nothing_and_says_everything(tmp_path: Path) -> None:
-    said: list[str] = []
-    found = estimate(space(), Machine(cpus=2, gpus=0), runs=tmp_path, say=said.append)
-    assert found.missing == ("teacher", "attention")
-    assert (found.trials, found.at_once, found.gpu, found.workers) == (12, 2, 0.0, 2)
-    assert 0 < found.trial_seconds.low < found.trial_seconds.likely < found.trial_seconds.high
-    assert found.device_hours.likely * 3600 > found.teacher_seconds > 0
-    assert found.cost is not None
-    assert found.cost.likely == pytest.approx(2 * found.device_hours.likely)
-    assert 1 < found.expected_epochs < 4
-    assert found.peak_bytes > 100 * 2**20
-    assert found.measured == 16, "12 draws and four arms"
-    assert not (tmp_path / "teachers").exists(), "the cache of teachers is left alone"
-    json.dumps(found.facts())
-    assert said
-
-
 def test_what_is_cached_of_the_teacher_costs_nothing(tmp_path: Path) -> None:
     one = space()
     middle = one.middle({"teacher": {**SPACE["teacher"], "min_accuracy": 0.0, "epochs": 1}})
@@ -100,6 +84,36 @@ def test_what_is_cached_of_the_teacher_costs_nothing(tmp_path: Path) -> None:
     assert sorted(teachers.missing(middle, data, tmp_path).values()) == ["attention", "teacher"]
     teachers.prepare(middle, data, cache_dir=tmp_path)
     assert teachers.missing(middle, data, tmp_path) == {}
+
+
+def made_up(**changes: Any) -> Estimate:
+    span = Span(60.0, 90.0, 150.0)
+    facts: dict[str, Any] = {
+        "trials": 24, "at_once": 2, "gpu": 0.0, "gpu_reason": "", "teacher_seconds": 30.0,
+        "missing": ("teacher", "attention", "attention"), "knowledge_seconds": 4.0, "trial_seconds": span,
+        "expected_epochs": 4.2, "epochs": 6, "wall_hours": span.times(1 / 60), "device_hours": Span(1.0, 1.5, 2.5),
+        "cost": None, "price": None, "peak_bytes": 2**30, "gpu_bytes": 0, "measured": 16, "workers": 2, "seconds": 50.0,
+    }  # fmt: skip
+    return Estimate(**facts | changes)
+
+
+def test_people_read_likely_values_with_the_low_and_high_ones() -> None:
+    text = "\n".join(lines(made_up(), None, None))
+    assert "30 s, training the teacher and attention estimators" in text
+    assert "90 s  (60 s to 2.5 min) of training, 4.2 of 6 epochs expected" in text
+    assert "90.0 min  (60.0 min to 2.5 h) for 24 trials, 2 at once" in text
+    assert "1.5  (1 to 2.5)" in text
+    assert "1.0 GiB for each trial process" in text
+    assert "money" not in text
+    assert "cached" in "\n".join(lines(made_up(missing=()), None, None))
+
+
+def test_money_and_caps_that_end_the_search_early_are_said() -> None:
+    found = made_up(price=2.0, cost=Span(2.0, 3.0, 5.0))
+    assert "3.00  (2.00 to 5.00) at 2 a device hour" in "\n".join(lines(found, None, None))
+    assert "search.max_device_hours = 0.75 ends it early, at about 50%" in "\n".join(lines(found, 0.75, None))
+    assert "search.max_cost = 1 ends it early, at about 33%" in "\n".join(lines(found, None, 1.0))
+    assert "early" not in "\n".join(lines(found, 1.6, 3.1))
 
 
 def test_runs_that_fail_are_left_out_and_named_when_none_is_left() -> None:
@@ -134,7 +148,7 @@ def test_limits_that_no_draw_keeps_are_an_error_before_anything_is_measured(tmp_
 
 
 def test_a_space_of_which_no_draw_makes_a_run_is_an_error(shape: dict[str, int]) -> None:
-    off = {"logits": {"weight": {"uniform": [0.5, 5], "off": 1.0}}}
+    off = {"logits": {"weight": {"uniform": [0.5, 5], "off": 0.999999}}}
     tree = {**SPACE, "terms": off}
     one = spaces.loads(yaml.safe_dump(tree), "empty", "empty.yaml")
     with pytest.raises(UserError, match=r"empty\.yaml: no random draw of this space makes a valid run"):
