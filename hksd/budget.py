@@ -1,4 +1,4 @@
-"""What a network costs, known before it is trained: parameters and FLOPs of the deployed part."""
+"""What a network costs, known before it is trained: parameters, FLOPs and memory of the deployed part."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hksd import models
+from hksd import footprint, models
 from hksd.config import StudentConfig, TeacherConfig
 from hksd.models import NetworkSpec
 from hksd.terms.base import Grids
@@ -21,15 +21,23 @@ class Size:
     Attributes:
         params: number of weights of the deployed network.
         flops: FLOPs of one image's forward pass, 2 x multiply-accumulates of convolutions and linear layers.
+        peak_memory: bytes for the inference of one image in float32: weights, and the largest sum of activations that
+            are alive together (see `hksd.footprint.Activations` for what counts).
     """
 
     params: int
     flops: int
+    peak_memory: int
 
     @property
     def mflops(self) -> float:
         """FLOPs in millions (2 x MACs)."""
         return self.flops / 1e6
+
+    @property
+    def peak_memory_mb(self) -> float:
+        """Peak memory in MB of 10^6 bytes."""
+        return self.peak_memory / 1e6
 
 
 def size(config: StudentConfig | TeacherConfig, *, in_channels: int, classes: int, image_size: int) -> Size:
@@ -51,7 +59,9 @@ def _look(spec: NetworkSpec, in_channels: int, classes: int, image_size: int) ->
     network = models.sketch(spec, in_channels=in_channels, classes=classes, image_size=image_size).eval()
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     image = torch.zeros(1, in_channels, image_size, image_size, device=device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        stages = network.taps(image).stages
-    size = Size(sum(p.numel() for p in network.parameters()), counter.get_total_flops())
-    return size, tuple((maps.shape[2], maps.shape[3]) for maps in stages)
+    activations = footprint.Activations((*network.parameters(), *network.buffers()))
+    with torch.no_grad(), activations, FlopCounterMode(display=False) as counter:
+        out = network.taps(image)
+    memory = footprint.weight_bytes(network) + activations.peak(out.logits)
+    size = Size(sum(p.numel() for p in network.parameters()), counter.get_total_flops(), memory)
+    return size, tuple((maps.shape[2], maps.shape[3]) for maps in out.stages)

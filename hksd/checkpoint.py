@@ -61,6 +61,24 @@ def save(folder: Path, state: dict[str, Any]) -> None:
         raise RunError(f"{last}: the checkpoint cannot be written: {error.strerror}") from error
 
 
+def kept(folder: Path, epoch: int) -> Path:
+    """Where `keep` puts the checkpoint after `epoch` finished epochs."""
+    return folder / f"epoch-{epoch}.ckpt"
+
+
+def keep(folder: Path, epoch: int) -> None:
+    """Keep the last checkpoint of `folder` as that of `epoch`, whatever is saved later.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    path = kept(folder, epoch)
+    try:
+        write_atomically(path, (folder / LAST).read_bytes())
+    except OSError as error:
+        raise RunError(f"{path}: the checkpoint cannot be written: {error.strerror}") from error
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read one checkpoint file.
 

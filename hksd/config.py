@@ -17,6 +17,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from hksd import changes as changing
+from hksd.changes import Change
 from hksd.data.settings import DataConfig
 from hksd.errors import Problem
 from hksd.models import NetworkSpec, check_settings
@@ -195,7 +197,15 @@ class RunConfig(Section):
     robust: Annotated[RobustConfig | None, Field(description="mode: train on attacked images")] = None
     prune: Annotated[PruneConfig | None, Field(description="mode: make weights zero while training")] = None
     data_free: Annotated[DataFreeConfig | None, Field(description="mode: train on generated images")] = None
+    changes: Annotated[tuple[Change, ...], Field(description="new values of schedule knobs on the way")] = ()
     seed: Annotated[int, Field(ge=0, le=LAST_SEED, description="initial weights and order of images")] = 0
+
+    def at(self, epoch: int) -> RunConfig:
+        """What this run is like after `epoch` finished epochs: with the changes up to there, and none to come."""
+        new = changing.settled(self.changes, epoch)
+        terms = {name: dataclasses.replace(self.terms[name], weight=value) for name, value in new["terms"].items()}
+        train: TrainConfig = dataclasses.replace(self.train, **new["train"])
+        return dataclasses.replace(self, train=train, terms=Terms({**self.terms, **terms}), changes=())
 
     def views(self) -> int:
         """Number V of views of every training image: epoch e (from 0) shows view e mod V."""
@@ -230,6 +240,12 @@ class RunConfig(Section):
                 "no term tells the student the classes: give ce, kd, logits or another term that does "
                 "(see `hksd methods`) a weight above 0, or adversarial with a category_weight above 0"
             )
+        changing.check(self.changes, self.train.epochs, list(active))
+        for place, change in enumerate(self.changes):
+            try:
+                self.at(change.epoch)
+            except ValueError as error:
+                raise ValueError(f"changes[{place}]: with these values the run does not work: {error}") from error
 
 
 def from_tree(tree: Any, source: str = "configuration") -> RunConfig:
@@ -301,7 +317,7 @@ def canonical(config: Any) -> Any:
                 tree.pop("teacher")
             elif "squeezed" not in needs:
                 tree["teacher"].pop("attention")
-            tree = {name: value for name, value in tree.items() if name not in MODES or value is not None}
+            tree = {name: value for name, value in tree.items() if name not in (*MODES, "changes") or value}
         return tree
     return [canonical(value) for value in config] if isinstance(config, tuple) else config
 
@@ -315,3 +331,9 @@ def content_hash(content: Any) -> str:
 def config_hash(config: RunConfig) -> str:
     """Hash of `canonical(config)`: two configurations that differ only in dead knobs have the same hash."""
     return content_hash(canonical(config))
+
+
+def history_hash(config: RunConfig, epoch: int) -> str:
+    """Hash of what makes the first `epoch` epochs of a run: its `config_hash` without the changes that come later."""
+    before = tuple(change for change in config.changes if change.epoch < epoch)
+    return config_hash(dataclasses.replace(config, changes=before))

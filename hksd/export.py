@@ -1,19 +1,21 @@
-"""What a user takes home: the student as best.yaml, safetensors and a torch.export program, with a card.
+"""What a user takes home: the student as best.yaml, safetensors and a torch.export program, with a card; ONNX too.
 
-The exported program contains the normalisation: it takes images on the 0..1 scale and needs torch alone.
+The exported programs contain the normalisation: they take images on the 0..1 scale. The one of torch.export needs
+torch alone, the one in ONNX any runtime for that.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from hksd import budget, evaluate, loop, weights
+from hksd import budget, evaluate, loop, onnx_export, weights
 from hksd.checkpoint import write_atomically
 from hksd.config import RunConfig, dump_yaml
 from hksd.data import DataSet
@@ -22,6 +24,7 @@ from hksd.errors import RunError, UserError
 from hksd.models.taps import TappedNet
 
 CONFIG_FILE, WEIGHTS_FILE, PROGRAM_FILE, CARD_FILE = "best.yaml", "student.safetensors", "student.pt2", "card.md"
+ONNX_FILE = "student.onnx"
 PARITY_TOLERANCE = 1e-4  # largest difference of a logit between network and exported program, relative to the largest
 
 
@@ -63,8 +66,9 @@ def export(
     rows: Sequence[Row] = (),
     origin: str = "",
     notes: Sequence[str] = (),
+    onnx: bool = False,
 ) -> dict[str, float]:
-    """Write best.yaml, student.safetensors, student.pt2 and card.md into `folder`.
+    """Write best.yaml, student.safetensors, student.pt2 and card.md into `folder`, and student.onnx when asked.
 
     Args:
         config: the run that made the student; it becomes best.yaml.
@@ -75,13 +79,15 @@ def export(
         rows: comparison for the card.
         origin: where the student comes from, one sentence for the card.
         notes: further remarks for the card, each a sentence.
+        onnx: write student.onnx as well.
 
     Returns:
-        Facts of the parity check: ``max_difference`` of a logit, ``val_accuracy`` of the program.
+        Facts of the parity check: ``max_difference`` of a logit, ``val_accuracy`` of the program, and with `onnx` the
+        ``onnx_max_difference``.
 
     Raises:
         UserError: the folder cannot be written.
-        RunError: the exported program does not give the network's answers.
+        RunError: an exported program cannot be made, or does not give the network's answers.
     """
     student = student.cpu().eval()
     program = Deployed(student, data.mean, data.std).eval()
@@ -93,12 +99,19 @@ def export(
         raise RunError(f"torch.export cannot capture {config.student.model}: {error}") from error
     buffer = io.BytesIO()
     torch.export.save(exported, buffer)
-    facts = _parity(student, buffer.getvalue(), data, config)
+    files = {PROGRAM_FILE: buffer.getvalue()}
+    loaded = torch.export.load(io.BytesIO(files[PROGRAM_FILE])).module()
+    facts = _parity(student, loaded, PROGRAM_FILE, data, config)
+    if onnx:
+        files[ONNX_FILE] = onnx_export.to_onnx(program, example)
+        running = partial(onnx_export.answers, onnx_export.session(files[ONNX_FILE]))
+        facts["onnx_max_difference"] = _parity(student, running, ONNX_FILE, data, config)["max_difference"]
     size = budget.size(config.student, **loop.image_shape(data))
     try:
         write_atomically(folder / CONFIG_FILE, dump_yaml(config).encode())
         weights.save(folder / WEIGHTS_FILE, student, metadata)
-        write_atomically(folder / PROGRAM_FILE, buffer.getvalue())
+        for name, content in files.items():
+            write_atomically(folder / name, content)
         card = _card(config, data, size, facts, rows, origin, notes, metadata)
         write_atomically(folder / CARD_FILE, card.encode())
     except OSError as error:
@@ -107,21 +120,22 @@ def export(
 
 
 @torch.no_grad()
-def _parity(student: TappedNet, program: bytes, data: DataSet, config: RunConfig) -> dict[str, float]:
-    """Compare the saved program, loaded back, with the network on the validation split."""
-    loaded = torch.export.load(io.BytesIO(program)).module()
+def _parity(
+    student: TappedNet, program: Callable[[Tensor], Tensor], name: str, data: DataSet, config: RunConfig
+) -> dict[str, float]:
+    """Compare a saved program, loaded back, with the network on the validation split."""
     mean, std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
     batches = batches_of(data.validation, data, config.data, torch.device("cpu"), augment=False)
     expected, given, labels = [], [], []
     for pixels, part in batches.raw(loop.EVALUATION_BATCH):
         images = pixels.float() / 255
         expected.append(student((images - mean) / std))
-        given.append(loaded(images))
+        given.append(program(images))
         labels.append(part)
     answers, wanted = torch.cat(given), torch.cat(expected)
     difference = (answers - wanted).abs().max().item()
     if not difference <= PARITY_TOLERANCE * max(1.0, wanted.abs().max().item()):
-        raise RunError(f"the exported program differs from the network by {difference:g} in a logit")
+        raise RunError(f"the exported program {name} differs from the network by {difference:g} in a logit")
     return {"max_difference": difference, "val_accuracy": evaluate.accuracy(answers, torch.cat(labels))}
 
 
@@ -163,16 +177,23 @@ def _card(
         "print(model(images).argmax(1))  # class numbers",
         "```",
         "",
+        *(_onnx_use(channels, height) if "onnx_max_difference" in facts else []),
         f"Classes, in order: {', '.join(data.classes)}. The normalisation is inside the program.",
         "",
         "## Facts",
         "",
-        f"- Size: {size.params:,} parameters, {size.mflops:.2f} MFLOPs an image (2 x MACs). Training-only parts "
+        f"- Size: {size.params:,} parameters, {size.mflops:.2f} MFLOPs an image (2 x MACs), "
+        f"{size.peak_memory_mb:.3g} MB for an inference (float32, one image). Training-only parts "
         "(adaptors, attention estimators, discriminator) are not in it.",
         f"- Trained for {config.train.epochs} epochs on {len(data.train):,} images, seed {config.seed}, "
         f"with loss terms: {terms}.",
         f"- Validation accuracy {_percent(facts['val_accuracy'])} on {len(data.validation):,} images; "
         f"the exported program differs from the network by at most {facts['max_difference']:.1e} in a logit.",
+        *(
+            [f"- `{ONNX_FILE}` in ONNX Runtime differs by at most {facts['onnx_max_difference']:.1e} in a logit."]
+            if "onnx_max_difference" in facts
+            else []
+        ),
         f"- Configuration hash {metadata.get('config_hash', '-')}, data fingerprint {data.fingerprint}.",
         f"- `hksd train {CONFIG_FILE}` repeats the run; on the same processor and versions it repeats the number.",
         "",
@@ -184,6 +205,20 @@ def _card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _onnx_use(channels: int, height: int) -> list[str]:
+    return [
+        "With ONNX Runtime in place of torch:",
+        "",
+        "```python",
+        "import numpy, onnxruntime",
+        f'session = onnxruntime.InferenceSession("{ONNX_FILE}", providers=["CPUExecutionProvider"])',
+        f"images = numpy.random.rand(2, {channels}, {height}, {height}).astype(numpy.float32)",
+        f'print(session.run(None, {{"{onnx_export.INPUT}": images}})[0].argmax(1))  # class numbers',
+        "```",
+        "",
+    ]
 
 
 def _percent(value: float | None) -> str:

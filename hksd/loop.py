@@ -3,20 +3,21 @@
 Resume rules, in order:
 1. A finished epoch is checkpointed before it is reported; what was reported can be resumed from.
 2. The newest whole checkpoint of the folder counts; damaged ones are moved aside.
-3. A checkpoint of another configuration or of other data is an error, never overwritten.
+3. A checkpoint of another configuration or of other data is an error, never overwritten. What counts is the
+   configuration up to there: a run may begin with the checkpoint of one that differs by later changes alone.
 4. Batch order and views are functions of (seed, epoch); the state of torch's generator is restored. On the CPU a
    resumed run therefore ends with bit-identical weights.
 5. A run whose last epoch is checkpointed is not trained again.
 6. On a resume the last finished epoch is reported again, since the process may have died between checkpoint and report.
+7. A run that is asked to stop inside an epoch is checkpointed after the step, with what the epoch has gathered, and
+   goes on from the next step: rule 4 holds there too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -26,16 +27,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hksd import checkpoint, evaluate, memory, models, precision, process
-from hksd.config import RunConfig, config_hash, dump_yaml
+from hksd.config import RunConfig, config_hash, dump_yaml, history_hash
 from hksd.data import DataSet
 from hksd.data.augment import Batch, Batches, batches_of
+from hksd.epoch import Stopped, Tally
 from hksd.errors import NonFiniteLossError, UserError
 from hksd.models.taps import Out, TappedNet
-from hksd.modes import Generated, Modes, Prune, Robust
+from hksd.modes import Modes
 from hksd.objective import Objective
-from hksd.outcome import EpochReport, OnEpoch, Result
+from hksd.outcome import EpochReport, OnEpoch, Result, ShouldStop
 from hksd.terms.base import Setting
-from hksd.training import learning_rate
+from hksd.training import TrainConfig, learning_rate
 
 CONFIG_FILE = "config.yaml"
 EVALUATION_BATCH = 512
@@ -95,7 +97,9 @@ def run(
     *,
     out_dir: Path | None = None,
     on_epoch: OnEpoch | None = None,
+    should_stop: ShouldStop | None = None,
     resume: bool = True,
+    keep: Container[int] = (),
 ) -> Result:
     """Train `config.student` under `config.terms`; see `hksd.train.fit`, which prepares the arguments."""
     device = resolve_device(config.train.device)
@@ -104,11 +108,11 @@ def run(
         isolated(config.seed, config.train.threads, device),
         precision.resolve(config.train.precision, device).matmul(),
     ):
-        loop = _Loop(config, data, teacher, device, out_dir)
+        loop = _Loop(config, data, teacher, device, out_dir, should_stop or (lambda: False))
         if out_dir is not None and resume:
             loop.resume()
         loop.note_config()
-        return loop.train(on_epoch)
+        return loop.train(on_epoch, keep)
 
 
 class _Loop:
@@ -119,9 +123,10 @@ class _Loop:
         teacher: TeacherSource | None,
         device: torch.device,
         out_dir: Path | None,
+        should_stop: ShouldStop,
     ):
         self.config, self.data, self.teacher, self.device, self.out_dir = config, data, teacher, device, out_dir
-        self.identity = {"config": config_hash(config), "data": data.fingerprint}
+        self.should_stop = should_stop
         self.student = models.make(config.student.spec(), **image_shape(data)).to(device)
         asked, shape = config.train.precision, {"in_channels": data.channels, "image_size": data.image_size}
         self.precision = precision.suited(precision.resolve(asked, device), asked, self.student, **shape)
@@ -143,29 +148,20 @@ class _Loop:
         )
         self.batches = batches_of(data.train, data, config.data, device, augment=True)
         self.validation = batches_of(data.validation, data, config.data, device, augment=False)
-        self.modes = self.make_modes()
+        for passes in (self.batches, self.validation):  # those of a teacher over a view, and of the validation
+            passes.before_batch = self.poll
+        self.modes = Modes.of(config, data, self.student, network, device)
         self.history: list[EpochReport] = []
-
-    def make_modes(self) -> Modes:
-        config, epochs, generated = self.config, self.config.train.epochs, None
-        if config.data_free:
-            assert self.teacher is not None, "data_free has terms with a teacher"
-            model = self.teacher.model
-            shape = image_shape(self.data)
-            size = {"in_channels": shape["in_channels"], "image_size": shape["image_size"]}
-            generated = Generated(config.data_free, model, self.student, epochs, **size, device=self.device)
-        return Modes(
-            robust=Robust(config.robust, self.data, self.device) if config.robust else None,
-            prune=Prune(config.prune, self.student, epochs) if config.prune else None,
-            generated=generated,
-        )
+        self.tally: Tally | None = None  # of the epoch under way
 
     def resume(self) -> None:
         assert self.out_dir is not None
         state = checkpoint.load_newest(self.out_dir)
         if state is None:
             return
-        for what, mine in self.identity.items():
+        self.history = [EpochReport(**report) for report in state["history"]]
+        self.tally = Tally(self.device, state["tally"]) if state.get("tally") else None
+        for what, mine in self.identity().items():
             if state["identity"][what] != mine:
                 raise UserError(
                     f"{self.out_dir}: holds a checkpoint of other {'settings' if what == 'config' else 'data'} "
@@ -178,7 +174,11 @@ class _Loop:
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        self.history = [EpochReport(**report) for report in state["history"]]
+
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint made now belongs to."""
+        begun = len(self.history) + (self.tally is not None)
+        return {"config": history_hash(self.config, begun), "data": self.data.fingerprint}
 
     def note_config(self) -> None:
         """Put the configuration beside the checkpoints, once it is clear that they belong to it."""
@@ -194,7 +194,7 @@ class _Loop:
         checkpoint.save(
             self.out_dir,
             {
-                "identity": self.identity,
+                "identity": self.identity(),
                 "student": self.student.state_dict(),
                 "objective": self.objective.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -202,99 +202,109 @@ class _Loop:
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
                 "history": [dataclasses.asdict(report) for report in self.history],
+                "tally": self.tally.state_dict() if self.tally else None,
             },
         )
 
-    def train(self, on_epoch: OnEpoch | None) -> Result:
-        epochs, resumed_at = self.config.train.epochs, len(self.history)
+    def train(self, on_epoch: OnEpoch | None, keep: Container[int]) -> Result:
+        epochs, resumed_at, resumed_step = self.config.train.epochs, len(self.history), self.step
         tell = on_epoch or (lambda _: None)
         stopped = resumed_at > 0 and tell(self.history[-1]) == "stop" and resumed_at < epochs
-        while len(self.history) < epochs and not stopped:
-            self.history.append(self.epoch(len(self.history)))
-            self.save()
-            stopped = tell(self.history[-1]) == "stop" and len(self.history) < epochs
+        try:
+            while len(self.history) < epochs and not stopped:
+                self.poll()
+                self.history.append(self.epoch(len(self.history)))
+                self.tally = None
+                self.save()
+                if self.out_dir is not None and len(self.history) in keep:
+                    checkpoint.keep(self.out_dir, len(self.history))
+                stopped = tell(self.history[-1]) == "stop" and len(self.history) < epochs
+        except Stopped:
+            stopped = True
+            if self.step > (resumed_step if len(self.history) == resumed_at else 0):
+                self.save()
         memory.lay_out(self.student, torch.contiguous_format)
         return Result(
             self.student.cpu().eval(),
             tuple(self.history),
-            self.identity["config"],
-            self.identity["data"],
+            config_hash(self.config),
+            self.data.fingerprint,
             stopped,
             resumed_at,
-            sum(report.seconds for report in self.history),
+            sum(report.seconds for report in self.history) + (self.tally.seconds if self.tally else 0.0),
             self.precision.reason,
+            step=self.step,
+            resumed_step=resumed_step,
         )
 
+    @property
+    def step(self) -> int:
+        """Finished steps of the epoch under way; 0 between epochs."""
+        return self.tally.steps if self.tally else 0
+
+    def poll(self) -> None:
+        if self.should_stop():
+            raise Stopped
+
     def epoch(self, epoch: int) -> EpochReport:
-        train, modes, start, images = self.config.train, self.modes, time.perf_counter(), 0
-        if self.teacher:
-            self.teacher.begin(epoch, self.batches)
-        ready, steps = time.perf_counter(), self.steps()
-        sums: dict[str, list[Tensor]] = defaultdict(list)
-        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        now, modes = self.config.at(epoch), self.modes
+        self.objective.adopt(now.terms)
+        for group in self.optimizer.param_groups:
+            group.update({knob: getattr(now.train, knob) for knob in ("momentum", "nesterov", "weight_decay")})
+        self.tally = tally = self.tally or Tally(self.device)
+        with tally.waiting():
+            if self.teacher:
+                self.teacher.begin(epoch, self.batches)
         self.student.train()
         self.objective.train()
         if modes.prune:
             modes.prune.begin(epoch)
-        lr = train.lr
-        for step, batch in enumerate(self.source(epoch)):
-            progress = epoch + step / steps
-            lr = learning_rate(train, progress / train.epochs)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            with self.precision.autocast():
-                out, known = self.look(batch, progress)
-            with self.precision.autocast(fixed_weights=False):  # terms train their own parts here
-                for name, value in self.objective.own_steps(out, known, batch.labels, progress).items():
-                    sums[name].append(value)
-                total, values = self.objective(out, known, batch.labels, progress)
-            if self.device.type == "cpu" or step % GPU_GUARD_STEPS == 0:
-                self.guard(total, values, epoch, step)
-            self.optimizer.zero_grad(set_to_none=True)
-            if total.requires_grad:  # not while the ramps of all terms are at 0
-                total.backward()
-            if train.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
-            self.optimizer.step()
-            if modes.prune:
-                modes.prune.step(lr)
-            for name, value in {"total": total.detach(), **values}.items():
-                sums[name].append(value)
-            images += len(batch.labels)
-            right += (out.logits.detach().argmax(1) == batch.labels).sum()
-        means = {name: torch.stack(values).mean().item() for name, values in sums.items()} | modes.scalars()
-        seconds = time.perf_counter() - ready
+        steps = self.steps()
+        for batch in self.source(epoch, tally.steps):
+            self.learn(batch, now.train, epoch, steps, tally)
+            self.poll()
+        means, speed = tally.means() | modes.scalars(), tally.images_per_s()
         logits, labels = evaluate.predict(self.student, self.validation.plain(EVALUATION_BATCH))
-        if modes.robust and modes.robust.wanted(epoch, train.epochs):
+        if modes.robust and modes.robust.wanted(epoch, now.train.epochs):
             means["robust/val_accuracy"] = modes.robust.accuracy(self.student, self.validation, EVALUATION_BATCH)
-        val_loss = F.cross_entropy(logits, labels).item()
-        if not all(map(math.isfinite, (*means.values(), val_loss))):
-            raise NonFiniteLossError(epoch + 1, steps, {**means, "validation": val_loss})
-        return EpochReport(
-            epoch=epoch + 1,
-            epochs=train.epochs,
-            val_accuracy=evaluate.accuracy(logits, labels),
-            val_loss=val_loss,
-            train_accuracy=right.item() / images,
-            train_loss=means.pop("total"),
-            terms={name: value for name, value in means.items() if "/" not in name},
-            diagnostics={name: value for name, value in means.items() if "/" in name},
-            lr=lr,
-            seconds=time.perf_counter() - start,
-            images_per_s=images / seconds,
-        )
+        scores = evaluate.accuracy(logits, labels), F.cross_entropy(logits, labels).item()
+        return tally.report(epoch, now.train.epochs, means, speed, *scores)
+
+    def learn(self, batch: Batch, train: TrainConfig, epoch: int, steps: int, tally: Tally) -> None:
+        """Take one step of an epoch of `steps` steps."""
+        progress = epoch + tally.steps / steps
+        lr = learning_rate(train, progress / train.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with self.precision.autocast():
+            out, known = self.look(batch, progress)
+        with self.precision.autocast(fixed_weights=False):  # terms train their own parts here
+            tally.add(self.objective.own_steps(out, known, batch.labels, progress))
+            total, values = self.objective(out, known, batch.labels, progress)
+        if self.device.type == "cpu" or tally.steps % GPU_GUARD_STEPS == 0:
+            self.guard(total, values, epoch, tally.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        if total.requires_grad:  # not while the ramps of all terms are at 0
+            total.backward()
+        if train.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, train.clip_norm)
+        self.optimizer.step()
+        if self.modes.prune:
+            self.modes.prune.step(lr)
+        tally.add({"total": total.detach(), **values})
+        tally.step(out.logits, batch.labels, lr)
 
     def steps(self) -> int:
         """Student steps of an epoch."""
         free = self.config.data_free
         return free.steps_per_epoch if free else self.batches.steps(self.config.train.batch_size)
 
-    def source(self, epoch: int) -> Iterator[Batch]:
-        """Batches of one epoch: real, or generated."""
+    def source(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Batches of one epoch from step `start` on: real, or generated."""
         size = self.config.train.batch_size
         if self.modes.generated:
-            return self.modes.generated.batches(epoch, size)
-        return self.batches.augmented(epoch, size, self.config.seed, epoch % self.config.views())
+            return self.modes.generated.batches(epoch, size, start)
+        return self.batches.augmented(epoch, size, self.config.seed, epoch % self.config.views(), start)
 
     def look(self, batch: Batch, progress: float) -> tuple[Out, Out | None]:
         """Show a batch, attacked where the run is robust, to the student and to the teacher."""

@@ -54,6 +54,10 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict(built)
         self.teacher_needs = terms.teacher_needs
 
+    def adopt(self, terms: Terms) -> None:
+        """Go on with other weights of the same terms."""
+        self.configs = {name: terms[name] for name in self.configs}
+
     def meet(self, setting: Setting) -> None:
         """Tell every term what the run is made of (see `Term.meet`)."""
         for term in self._terms().values():
@@ -67,7 +71,7 @@ class Objective(nn.Module):
         """Let every term train its own part (see `Term.own_step`), while its schedule runs."""
         values: dict[str, Tensor] = {}
         for name, term in self._terms().items():
-            if self.configs[name].runs(epoch, self.epochs):
+            if self.configs[name].weight > 0 and self.configs[name].runs(epoch, self.epochs):
                 scalars = term.own_step(student, teacher, target)
                 values.update({f"{name}/{key}": value for key, value in scalars.items()})
         return values

@@ -42,6 +42,7 @@ class EpochReport:
 
 
 OnEpoch = Callable[[EpochReport], Literal["stop"] | None]
+ShouldStop = Callable[[], bool]  # asked after every step: cheap
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,12 @@ class Result:
         history: one report per epoch, those before a resume included.
         config_hash: hash of the configuration.
         data_fingerprint: hash of images, labels and splits.
-        stopped: `on_epoch` asked to stop before the last epoch.
+        stopped: `on_epoch` or `should_stop` asked to stop before the end.
         resumed_at: epochs taken over from a checkpoint.
-        seconds: sum over all epochs.
+        seconds: sum over all epochs, with the one under way.
         precision: arithmetic of the training and why, in words.
+        step: finished steps of the epoch in which the run was stopped; 0 between epochs.
+        resumed_step: steps of an epoch under way that were taken over from a checkpoint.
     """
 
     student: TappedNet = field(repr=False)
@@ -67,8 +70,14 @@ class Result:
     resumed_at: int
     seconds: float
     precision: str
+    step: int = 0
+    resumed_step: int = 0
 
     @property
     def val_accuracy(self) -> float:
-        """Validation accuracy of the last epoch: the score of the run (never the best over epochs)."""
+        """Validation accuracy of the last epoch: the score of the run (never the best over epochs).
+
+        Raises:
+            IndexError: the run was stopped before the end of its first epoch.
+        """
         return self.history[-1].val_accuracy

@@ -14,7 +14,7 @@ import torch
 
 from hksd.kernels import native
 
-PACKAGES = ("hksd", "torch", "torchvision", "numpy", "ray", "optuna", "mlflow")
+PACKAGES = ("hksd", "torch", "torchvision", "numpy", "ray", "optuna", "mlflow", "onnxruntime")
 
 
 @functools.cache
@@ -33,7 +33,7 @@ def hardware() -> dict[str, Any]:
     """Processor, usable cores and GPUs of this machine, and whether it runs our kernels."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "gpus": gpus,
         "kernels": native.library() is not None,
@@ -41,7 +41,8 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

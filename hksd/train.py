@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Container
 from pathlib import Path
 
 from hksd import budget, knowledge, loop, precision, weights
@@ -15,7 +16,7 @@ from hksd.data import DataSet, store
 from hksd.errors import RunError, UserError
 from hksd.knowledge import Live
 from hksd.objective import verify
-from hksd.outcome import EpochReport, OnEpoch, Result
+from hksd.outcome import EpochReport, OnEpoch, Result, ShouldStop
 from hksd.teacher import Teacher
 
 RESULT_FILE, WEIGHTS_FILE = "result.json", "student.safetensors"
@@ -28,9 +29,11 @@ def fit(
     teacher: Teacher | None = None,
     out_dir: Path | None = None,
     on_epoch: OnEpoch | None = None,
+    should_stop: ShouldStop | None = None,
     resume: bool = True,
     cache_dir: Path | None = None,
     shared: RunConfig | None = None,
+    keep: Container[int] = (),
 ) -> Result:
     """Distil one student.
 
@@ -43,11 +46,15 @@ def fit(
         teacher: its teacher, when the caller has it already.
         out_dir: folder for checkpoints and, after the last epoch, `student.safetensors` and `result.json`.
         on_epoch: called after every epoch; may return ``"stop"``.
+        should_stop: asked after every step, and in long passes over the images; when true, the run is saved where it
+            stands and returns, to go on from there.
         resume: continue from the newest whole checkpoint in `out_dir`.
         cache_dir: folder that keeps teachers by content, and what they know of views; decoded images are kept beside it
             (see `hksd.data.store`).
         shared: stands for the other runs of a search, with the same data and teacher: what this run computes of the
             teacher's knowledge is kept for them, with what their terms need.
+        keep: numbers of finished epochs whose checkpoint stays in `out_dir` (see `hksd.checkpoint.keep`); as the
+            `last.ckpt` of another folder it starts a run that differs by later changes alone.
 
     Raises:
         UserError: wrong paths, data or checkpoints.
@@ -64,7 +71,9 @@ def fit(
             asked = shared if shared is not None and "squeeze" not in config.terms.active() else config
             teacher = teachers.prepare(asked, data, cache_dir=cache_dir)
         known = _knowledge(config, data, teacher, cache_dir, shared)
-    result = loop.run(config, data, known, out_dir=out_dir, on_epoch=on_epoch, resume=resume)
+    result = loop.run(
+        config, data, known, out_dir=out_dir, on_epoch=on_epoch, should_stop=should_stop, resume=resume, keep=keep
+    )
     if out_dir is not None and not result.stopped:
         try:
             weights.save(out_dir / WEIGHTS_FILE, result.student, student_metadata(config, data, result))
@@ -123,6 +132,7 @@ def summary(config: RunConfig, data: DataSet, result: Result) -> dict[str, objec
         "epochs": len(result.history),
         "seconds": result.seconds,
         "resumed_at": result.resumed_at,
+        "resumed_step": result.resumed_step,
         "stopped": result.stopped,
         "config_hash": result.config_hash,
         "data_fingerprint": result.data_fingerprint,

@@ -38,8 +38,8 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
         stop(f"error: {error}" if "\n" not in str(error) else f"error:\n{error}", USER_ERROR)
     except RunError as error:
         stop(f"failed: {error}", FAILED)
-    except KeyboardInterrupt:
-        stop("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        stop(str(error) or "interrupted", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)

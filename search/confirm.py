@@ -76,7 +76,7 @@ def confirm(request: Request, display: Display) -> dict[str, Any]:
     search = open_search(request.runs, request.name)
     students = contenders.students(search, request.top, request.trials)
     confirmation = Confirmation(request, search, students, display)
-    with locked(search.folder / FOLDER, "confirming this search"), interruptible(display):
+    with locked(search.folder / FOLDER, "confirming this search"), interruptible(display, confirmation.folder):
         try:
             confirmation.train()
             confirmation.open_test()

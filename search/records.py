@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hksd.config import RunConfig, from_tree
 from hksd.errors import UserError
 from hksd.modes import MODES
-from search.settings import COSTS
+from search.settings import REPORTED
 
 if TYPE_CHECKING:  # Optuna is imported by what needs a study: a single run knows records too
     from optuna.trial import FrozenTrial
@@ -30,7 +30,7 @@ class Assignment:
         number: number of the trial in the study.
         config: what to run.
         arm: name of the arm, or None for a drawn trial.
-        costs: costs of its student by name (`search.settings.COSTS`).
+        costs: costs of its student by name (`search.settings.REPORTED`).
         resumed: it was interrupted before and continues.
     """
 
@@ -55,7 +55,7 @@ class Record:
         status: how it stands.
         arm: name of the arm, or None.
         config: its run configuration as nested mappings; None when the draw did not get that far.
-        costs: costs of its student by name (`search.settings.COSTS`); empty when the draw did not get that far.
+        costs: costs of its student by name (`search.settings.REPORTED`); empty when the draw did not get that far.
         epoch: last epoch reported, 0 for none.
         val_accuracy: validation accuracy of that epoch.
         seconds: training time so far.
@@ -86,7 +86,7 @@ class Record:
         """All fields by name, each cost as a field of its own."""
         fields: dict[str, Any] = {}
         for name, value in self.__dict__.items():
-            fields |= {cost: value.get(cost) for cost in COSTS} if name == "costs" else {name: value}
+            fields |= {cost: value.get(cost) for cost in REPORTED} if name == "costs" else {name: value}
         return fields
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,9 +178,13 @@ def load_student(config: RunConfig, data: DataSet, file: Path) -> tuple[Any, dic
 
 
 def export_trial(
-    search: SearchFolder, number: int | None = None, to: Path | None = None, data: DataSet | None = None
+    search: SearchFolder,
+    number: int | None = None,
+    to: Path | None = None,
+    data: DataSet | None = None,
+    onnx: bool = False,
 ) -> Path:
-    """Export a trial of a search, the best one by default, with the comparison on its card.
+    """Export a trial of a search, the best one by default, with the comparison on its card; as ONNX too when asked.
 
     Returns:
         The folder of the export.
@@ -215,6 +219,16 @@ def export_trial(
         notes.append(verdict[0].upper() + verdict[1:] + ".")
     if chosen.arm:
         notes.append(f'This student is the arm "{chosen.arm}": no drawn trial was better.')
-    where = to or search.folder / EXPORT_FOLDER
-    core.export(config, student, data, where, metadata=metadata, rows=search.rows(chosen), origin=origin, notes=notes)
+    if "latency_ms" in chosen.costs and "latency" in search.facts:
+        notes.append(_latency_note(chosen.costs, search.facts["latency"]))
+    where, rows = to or search.folder / EXPORT_FOLDER, search.rows(chosen)
+    core.export(config, student, data, where, metadata=metadata, rows=rows, origin=origin, notes=notes, onnx=onnx)
     return where
+
+
+def _latency_note(costs: Mapping[str, float], facts: Mapping[str, Any]) -> str:
+    return (
+        f"Latency of one image: median {costs['latency_ms']:.3g} ms, 95th percentile {costs['latency_p95_ms']:.3g} ms "
+        f"({facts['runtime']}, {facts['threads']} thread(s), {facts['processor']}; the least disturbed "
+        f"{facts['runs']} runs). It holds for that machine alone."
+    )

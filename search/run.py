@@ -23,7 +23,8 @@ from hksd.provenance import provenance
 from hksd.teacher import Teacher
 from search import arms, ray_env, tracking
 from search.console import Display, relative
-from search.costs import Meter, check_feasible
+from search.costs import Meter, check_feasible, measure_ahead
+from search.latency import connected, latencies_of
 from search.records import Record
 from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search, target
 from search.sampling import check_knowledge
@@ -32,6 +33,7 @@ from search.session import (
     IMAGES,
     SPACE_FILE,
     TEACHERS,
+    Interrupt,
     choose_folder,
     how_to_resume,
     interruptible,
@@ -106,11 +108,13 @@ def search(
     folder = choose_folder(space, runs, name, resume)
     # Faults of data and limits come before the folder of the search is made.
     data = datasets.load(space.middle({}).data, runs / IMAGES)
-    meter = Meter(loop.image_shape(data))
-    largest = check_feasible(space, meter)
+    meter = Meter(shape := loop.image_shape(data), latencies_of(space.search, runs, shape), space.search.limits)
+    with connected(meter.latencies, address):
+        measure_ahead(space, meter, partial(display.step, unit="student"))
+        largest = check_feasible(space, meter)
     check_knowledge(space, loop.image_shape(data))
     resume_command = how_to_resume(name, runs, address, tracking_uri)
-    with locked(folder), interruptible(display) as interrupt:
+    with locked(folder), interruptible(display, folder) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
         try:
             teacher = _teacher(space, largest, data, runs, display)
@@ -118,6 +122,8 @@ def search(
             raise Stopped(resume_command) from None
         teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
         facts = _facts(space, name, data, teacher) | {"teaching": teaching.facts()}
+        if meter.latencies:
+            facts["latency"] = meter.latencies.facts()
         if resume:
             facts["space"] = open_search(runs, name).facts.get("space", facts["space"])
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
@@ -138,7 +144,7 @@ def search(
         interrupt.ledger = ledger
         status = "FAILED"
         try:
-            _train(ledger, data, folder, runs, address, display)
+            _train(ledger, data, folder, runs, address, display, interrupt)
             status = "FINISHED"
         except KeyboardInterrupt:
             ledger.stopping = True
@@ -168,12 +174,24 @@ def _teacher(space: Space, largest: StudentConfig, data: DataSet, runs: Path, di
     return [prepare(config) for config in (*wanted, space.middle({}))][-1]
 
 
-def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str | None, display: Display) -> None:
+def _train(
+    ledger: Ledger,
+    data: DataSet,
+    folder: Path,
+    runs: Path,
+    address: str | None,
+    display: Display,
+    interrupt: Interrupt,
+) -> None:
     """Start Ray and train; Ray is imported only here, after its environment is set."""
     ray_env.prepare(address)
     from search import tuning
 
-    tuning.start_ray(address)
+    try:
+        tuning.start_ray(address)
+    except SystemExit:  # while it starts, Ray answers SIGTERM itself
+        raise KeyboardInterrupt from None
+    interrupt.install()
     try:
         epochs, teachers_at = int(ledger.space.tree["train"]["epochs"]), (runs / TEACHERS).resolve()
         packing = tuning.pack(ledger.space, ledger.largest, data, teachers_at)
@@ -181,6 +199,7 @@ def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str
             display.line(packing.reason)
         tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, epochs, packing.gpu)
     finally:
+        interrupt.disarm()
         tuning.stop_ray()
 
 

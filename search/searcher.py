@@ -153,6 +153,7 @@ class Ledger:
         try:
             config = turn.config or self.competitors.draw(turn.arm, trial)
             verify(config, **self.meter.shape)
+            self.meter.costs(config.student)  # a network may be one that cannot be measured
         except UserError as error:
             faults = error.problems if isinstance(error, ConfigError) else [error]
             if turn.config is not None:
@@ -166,7 +167,8 @@ class Ledger:
         self, trial: optuna.Trial, config: RunConfig, arm: str | None, origin: str, resumed: bool
     ) -> Assignment | None:
         """Take a draw in, or refuse it with its reason."""
-        costs, digest = self.meter.costs(config.student), config_hash(config)
+        digest = config_hash(config)
+        costs = self._attributes(trial)["facts"]["costs"] if resumed else self.meter.costs(config.student)
         if not resumed:
             facts = {"arm": arm, "origin": origin, "hash": digest, "costs": costs, "config": dump(config)}
             trial.set_user_attr("facts", facts)

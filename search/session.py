@@ -1,4 +1,4 @@
-"""The surroundings of a search: its name and folder, the lock, Ctrl-C, the command that resumes it."""
+"""The surroundings of a search: its name and folder, the lock, signals, the command that resumes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from hksd.errors import UserError, nearest
 from hksd.schema import parse_yaml, to_yaml
 from search import space as spaces
 from search.console import Display, relative
+from search.latency import FOLDER as LATENCIES
 from search.space import Space
+from search.stopping import STOP_FILE
 
 if TYPE_CHECKING:  # imports Optuna
     from search.searcher import Ledger
@@ -29,7 +31,8 @@ if TYPE_CHECKING:  # imports Optuna
 SPACE_FILE = "space.yaml"
 TEACHERS = "teachers"  # folder of cached teachers below the runs folder
 IMAGES = store.FOLDER  # folder of decoded images below the runs folder
-RESERVED = {TEACHERS, IMAGES, "mlflow-artifacts", "mlflow.db"}
+GRACE = 8.0  # seconds after SIGTERM in which trials may save; the search then ends without them, to be over in 20
+RESERVED = {TEACHERS, IMAGES, LATENCIES, "mlflow-artifacts", "mlflow.db"}
 
 
 def new_name(space: Space) -> str:
@@ -135,28 +138,60 @@ def locked(folder: Path, doing: str = "running this search") -> Iterator[None]:
 
 
 class Interrupt:
-    """Ctrl-C: once ends every trial after its epoch, twice stops now."""
+    """What signals do to a search.
 
-    def __init__(self, display: Display):
-        self.display = display
+    Ctrl-C ends every trial after its epoch, a second one stops now. SIGTERM, which comes from a machine that is about
+    to go away, ends every trial after its step; whatever has not ended `GRACE` seconds later is left behind.
+    """
+
+    def __init__(self, display: Display, folder: Path):
+        self.display, self.stop_file = display, folder / STOP_FILE
         self.ledger: Ledger | None = None
+        self.hurried = False
+
+    def install(self) -> None:
+        """Take over the signals; Ray, when it starts, puts a handler for SIGTERM of its own in place."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, self)
 
     def __call__(self, number: int, frame: Any) -> None:
         """Take a signal; before there are trials, the first one stops at once."""
-        if self.ledger is None or self.ledger.stopping:
+        urgent = number == signal.SIGTERM and not self.hurried
+        if self.ledger is None or (self.ledger.stopping and not urgent):
             raise KeyboardInterrupt
         self.ledger.stopping = True
-        self.display.line("stopping: each trial finishes its epoch and is saved (Ctrl-C again stops now)")
+        if urgent:
+            self._hurry()
+        else:
+            self.display.line("stopping: each trial finishes its epoch and is saved (Ctrl-C again stops now)")
+
+    def disarm(self) -> None:
+        """Training is over, so no trial is waited for: from here on SIGTERM is like Ctrl-C."""
+        self.hurried = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _hurry(self) -> None:
+        self.hurried = True
+        signal.setitimer(signal.ITIMER_REAL, GRACE)
+        try:
+            self.stop_file.touch()
+        except OSError:  # a full disk: the timer ends what does not hear of it
+            self.display.line("stopping: trials cannot be told to save, their last checkpoints count")
+        else:
+            self.display.line("stopping: each trial finishes its step and is saved (Ctrl-C stops now)")
 
 
 @contextmanager
-def interruptible(display: Display) -> Iterator[Interrupt]:
-    """Take over SIGINT and SIGTERM for the length of a search."""
-    handler = Interrupt(display)
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+def interruptible(display: Display, folder: Path) -> Iterator[Interrupt]:
+    """Take over SIGINT, SIGTERM and SIGALRM for the length of a search in `folder`."""
+    handler = Interrupt(display, folder)
+    handler.stop_file.unlink(missing_ok=True)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    handler.install()
     try:
         yield handler
     finally:
+        handler.disarm()
         for number, old in before.items():
             signal.signal(number, old)
 

@@ -10,8 +10,10 @@ from pydantic import BeforeValidator, Field
 
 from hksd.schema import Section
 
-Cost = Literal["params", "mflops"]
-COSTS: tuple[Cost, ...] = ("params", "mflops")
+Cost = Literal["params", "mflops", "peak_memory_mb", "latency_ms"]
+COSTS: tuple[Cost, ...] = ("params", "mflops", "peak_memory_mb", "latency_ms")
+REPORTED = (*COSTS, "latency_p95_ms")  # what is said of a student; nothing can be asked of the last
+LOCAL = "local"  # target of latency: the machine of the search itself
 SAMPLERS = ("tpe", "random")
 
 
@@ -21,6 +23,12 @@ class Limits(Section):
 
     params: Annotated[int | None, Field(ge=1, description="largest number of parameters")] = None
     mflops: Annotated[float | None, Field(gt=0, description="largest MFLOPs of one image, 2 x MACs")] = None
+    peak_memory_mb: Annotated[
+        float | None, Field(gt=0, description="largest memory for one image's inference, in 10^6 bytes, float32")
+    ] = None
+    latency_ms: Annotated[
+        float | None, Field(gt=0, description="largest median latency of one image on search.latency.target")
+    ] = None
 
     def bounds(self) -> dict[str, float]:
         """The limits that are set, by the name of the cost."""
@@ -73,6 +81,21 @@ class Resources(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatencySettings(Section):
+    """Where and how latency is measured, when it is an objective or a limit."""
+
+    target: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9_.-]+$",
+            description="local (the machine of the search), or a custom resource of Ray that the device has",
+        ),
+    ] = LOCAL
+    threads: Annotated[int, Field(ge=1, description="threads inside an operator")] = 1
+    runs: Annotated[int, Field(ge=10, description="timed runs that count, of five times as many")] = 100
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchConfig(Section):
     """How to search."""
 
@@ -97,6 +120,9 @@ class SearchConfig(Section):
         None
     )
     resources: Annotated[Resources, Field(description="what one trial occupies")] = field(default_factory=Resources)
+    latency: Annotated[LatencySettings, Field(description="where and how latency is measured")] = field(
+        default_factory=LatencySettings
+    )
 
     max_device_hours: Annotated[
         float | None, Field(gt=0, description="hours of training, over all devices, after which no trial is started")
@@ -114,6 +140,11 @@ class SearchConfig(Section):
             object.__setattr__(self, "minimize", ("params",))  # the smallest student is asked for
         if self.max_cost is not None and self.price is None:
             raise ValueError("max_cost needs price, what a device costs in an hour")
+
+    @property
+    def asks_latency(self) -> bool:
+        """Whether latency is an objective or a limit; else nothing is measured."""
+        return "latency_ms" in self.minimize or self.limits.latency_ms is not None
 
     def grace_epochs(self, epochs: int) -> int:
         """Epochs before which no trial is stopped, for runs of `epochs` epochs."""

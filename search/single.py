@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,15 @@ from hksd.data.augment import batches_of
 from hksd.errors import UserError
 from hksd.export import CONFIG_FILE as EXPORTED_CONFIG
 from hksd.objective import verify
-from hksd.outcome import EpochReport
+from hksd.outcome import EpochReport, Result
 from hksd.provenance import provenance
 from hksd.schema import read_yaml
 from search import gpu, openings
 from search import space as spaces
-from search.console import Display, percent
+from search.console import Display, percent, relative
 from search.results import load_student
 from search.session import IMAGES, TEACHERS
+from search.stopping import InterruptedRun, stoppable
 from search.teaching import Teaching
 
 if TYPE_CHECKING:
@@ -96,20 +98,32 @@ def train_one(output: Output, name: str, overrides: list[str], out: Path | None,
             f"{report.images_per_s:,.0f} images/s"
         )
 
+    def on_stop() -> None:
+        display.line("stopping after this step (Ctrl-C again stops now)")
+
     teacher = None
     try:
-        if config.terms.teacher_needs:
-            teacher = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher)
-            display.line(
-                f"teacher {config.teacher.model if config.teacher else ''}: validation {percent(teacher.accuracy)}"
+        with stoppable(on_stop) as stop:
+            if config.terms.teacher_needs:
+                teacher = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher)
+                display.line(
+                    f"teacher {config.teacher.model if config.teacher else ''}: validation {percent(teacher.accuracy)}"
+                )
+            result = training.fit(
+                config,
+                data=data,
+                teacher=teacher,
+                out_dir=out,
+                on_epoch=on_epoch,
+                should_stop=stop.asked,
+                cache_dir=runs / TEACHERS,
             )
-        result = training.fit(
-            config, data=data, teacher=teacher, out_dir=out, on_epoch=on_epoch, cache_dir=runs / TEACHERS
-        )
     except torch.OutOfMemoryError as error:
         raise gpu.memory_error(config, packed=False) from error
     finally:
         display.close()
+    if result.stopped:
+        raise InterruptedRun(_how_to_continue(result, name, overrides, out, runs))
     facts = training.summary(config, data, result)
     facts |= {"provenance": provenance(), "out": str(out) if out else None}
 
@@ -124,6 +138,16 @@ def train_one(output: Output, name: str, overrides: list[str], out: Path | None,
             console.print(f"written to {out}", highlight=False)
 
     output.give(facts, show)
+
+
+def _how_to_continue(result: Result, name: str, overrides: list[str], out: Path | None, runs: Path) -> str:
+    """What to tell the user whose run was stopped."""
+    where = f"stopped after {len(result.history)} epoch(s) and {result.step} step(s)"
+    if out is None:
+        return f"{where}; nothing was kept (give --out DIR to a run that you may want to continue)"
+    words = ["hksd", "train", name, *(word for change in overrides for word in ("--set", change))]
+    words += ["--out", relative(out), *([] if runs == Path("runs") else ["--runs", relative(runs)])]
+    return f"{where}; everything is saved. Resume with:\n  {shlex.join(words)}"
 
 
 def evaluate_one(output: Output, target: str, split: str, overrides: list[str], runs: Path) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from hksd.outcome import EpochReport, OnEpoch
 from hksd.train import fit
 from search import gpu
 from search.records import trial_folder
+from search.stopping import told_to_stop
 
 FAULT_FILE = "fault.txt"
 
@@ -72,12 +73,27 @@ class Place:
     shared: str
     share: float = 0.0
 
-    def train(self, config: RunConfig, data: DataSet, out: Path, on_epoch: OnEpoch | None = None) -> None:
+    def train(
+        self,
+        config: RunConfig,
+        data: DataSet,
+        out: Path,
+        on_epoch: OnEpoch | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
         """Train `config` into the folder `out`; the process is afterwards as it was."""
 
         def train() -> None:
             middle = from_tree(json.loads(self.shared))
-            fit(config, data=data, out_dir=out, cache_dir=Path(self.cache_dir), on_epoch=on_epoch, shared=middle)
+            fit(
+                config,
+                data=data,
+                out_dir=out,
+                cache_dir=Path(self.cache_dir),
+                on_epoch=on_epoch,
+                should_stop=should_stop,
+                shared=middle,
+            )
 
         with process.restored(config.seed):  # networks are also built, and looked at, before and after the training
             if Path(self.home).is_dir():  # not on a node of a cluster that shares no files
@@ -98,7 +114,7 @@ def run_trial(
     """Train one assignment.
 
     A fault ends the trial, not the search: it is reported as the metric ``fault``, with the stack trace in the
-    trial's folder.
+    trial's folder. A trial that is told to stop is saved and ends without a report.
 
     Args:
         assignment: ``number`` and ``config`` (JSON text of the run configuration).
@@ -121,7 +137,8 @@ def run_trial(
     with listening() as warnings:
         try:
             config = from_tree(json.loads(assignment["config"]))
-            Place(cache_dir, home, shared, share).train(config, data, out, on_epoch)
+            stop = told_to_stop(Path(search))
+            Place(cache_dir, home, shared, share).train(config, data, out, on_epoch, stop)
         except Exception as error:  # whatever a trial meets, the search goes on
             out.mkdir(parents=True, exist_ok=True)
             (out / FAULT_FILE).write_text(traceback.format_exc())

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
+from hksd.changes import Values
 from hksd.config import (
     DataConfig,
     RunConfig,
@@ -56,6 +57,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(list(MODELS))
     if kind is Terms:
         return st.fixed_dictionaries({}, optional={n: section(e.config) for n, e in TERMS.items()})
+    if kind is Values:
+        return st.just({"train.lr": 0.5})
     if dataclasses.is_dataclass(kind):
         return section(kind)
     if get_origin(kind) is Literal:
@@ -128,6 +131,10 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         tree["terms"].setdefault("squeeze", {})["weight"] = 1.0
     if tree.get("data_free") is not None:
         tree["terms"] = {"logits": {"weight": 1.0}}
+    epochs = tree["train"]["epochs"]
+    whens = draw(st.lists(st.integers(1, epochs - 1), max_size=3, unique=True)) if epochs > 1 else []
+    values = st.dictionaries(st.sampled_from(["train.lr", "train.momentum"]), st.floats(0.01, 0.9), min_size=1)
+    tree["changes"] = [{"epoch": when, "set": draw(values)} for when in sorted(whens)]
     return tree
 
 

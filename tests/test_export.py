@@ -190,7 +190,7 @@ def test_a_program_that_answers_otherwise_than_the_network_is_not_exported(
     config: RunConfig, result: Result, digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Deployed, "forward", lambda self, images: self.student((images - self.mean) / self.std) * 1.001)
-    with pytest.raises(RunError, match=r"differs from the network by \d"):
+    with pytest.raises(RunError, match=r"student.pt2 differs from the network by \d"):
         export(config, result.student, digits, tmp_path / "new", metadata={})
     assert not (tmp_path / "new").exists()
 

@@ -11,7 +11,7 @@ Pixels lie in memory as (B, H, W, channels), torch's ``channels_last``, whatever
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -92,6 +92,10 @@ class Batches:
         device: where batches live.
         crop_scale: least share of a streamed image that `augmented` takes and resizes; 0 pads and crops.
         threads: threads that decode streamed images.
+
+    Attributes:
+        before_batch: called before each batch of a pass over the images in their own order (`ordered`, `plain`,
+            `raw`); ends the pass by an exception.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Batches:
         threads: int = 1,
     ):
         self.index, self.seed, self.device = split.index, seed, device
+        self.before_batch: Callable[[], None] = lambda: None
         self.labels = torch.from_numpy(np.array(split.labels)).to(device)
         self.pixels = _pixels(split, crop, flip, crop_scale, threads, device)
         std = torch.tensor(data.std, dtype=torch.float32, device=device)
@@ -127,7 +132,9 @@ class Batches:
         starts = list(range(0, len(self), batch_size))
         return starts[:-1] if batch_size > 1 and len(starts) > 1 and len(self) - starts[-1] == 1 else starts
 
-    def augmented(self, epoch: int, batch_size: int, order_seed: int, view: int | None = None) -> Iterator[Batch]:
+    def augmented(
+        self, epoch: int, batch_size: int, order_seed: int, view: int | None = None, start: int = 0
+    ) -> Iterator[Batch]:
         """Yield one epoch of cropped and flipped batches, in an order drawn from (order_seed, epoch).
 
         Args:
@@ -135,19 +142,22 @@ class Batches:
             batch_size: images per batch.
             order_seed: seed of the order.
             view: which crops and flips; default those of the epoch.
+            start: batches to leave out at the start, up to all of them.
 
         Raises:
             DataError: a streamed image has vanished or is damaged (here and in the methods below).
         """
         generator = torch.Generator().manual_seed((order_seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(len(self), generator=generator)
-        bounds = [*self._starts(batch_size), len(self)]
+        bounds = [*self._starts(batch_size), len(self)][start:]
+        if len(bounds) == 1:
+            return
         bits = views(self.seed, epoch if view is None else view, self.index)
         at = order.to(self.device)
         labels = self.labels[at]
         with closing(self.pixels.augmented(order.numpy(), bounds, bits)) as found:
-            for (start, end), images in zip(pairwise(bounds), found, strict=True):
-                yield Batch(self._normalise(images), labels[start:end], at[start:end])
+            for (first, end), images in zip(pairwise(bounds), found, strict=True):
+                yield Batch(self._normalise(images), labels[first:end], at[first:end])
 
     def ordered(self, view: int, batch_size: int) -> Iterator[Tensor]:
         """Yield the images of a view once, cropped and flipped, in their own order: (B, channels, H, W), float32."""
@@ -155,6 +165,7 @@ class Batches:
         bits = views(self.seed, view, self.index)
         with closing(self.pixels.augmented(np.arange(len(self)), bounds, bits)) as found:
             for images in found:
+                self.before_batch()
                 yield self._normalise(images)
 
     def plain(self, batch_size: int) -> Iterator[Batch]:
@@ -167,6 +178,7 @@ class Batches:
         """Like `plain`, without normalisation: images (B, channels, H, W), uint8, and labels (B,), on the device."""
         with closing(self.pixels.plain(batch_size)) as found:
             for start, images in zip(range(0, len(self), batch_size), found, strict=True):
+                self.before_batch()
                 yield images, self.labels[start : start + batch_size]
 
     def _normalise(self, images: Tensor) -> Tensor:

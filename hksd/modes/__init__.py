@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from hksd.data import DataSet
+from hksd.models.taps import TappedNet
 from hksd.modes.data_free import DataFreeConfig, Generated
 from hksd.modes.prune import Prune, PruneConfig
 from hksd.modes.robust import Robust, RobustConfig
 from hksd.schema import Section
+
+if TYPE_CHECKING:  # it has the sections of the modes
+    from hksd.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,22 @@ class Modes:
     prune: Prune | None = None
     generated: Generated | None = None
 
+    @classmethod
+    def of(
+        cls, config: RunConfig, data: DataSet, student: TappedNet, teacher: TappedNet | None, device: torch.device
+    ) -> Modes:
+        """The modes of a run with these networks, which are on `device`."""
+        epochs, generated = config.train.epochs, None
+        if config.data_free:
+            assert teacher is not None, "data_free has terms with a teacher"
+            size = {"in_channels": data.channels, "image_size": data.image_size}
+            generated = Generated(config.data_free, teacher, student, epochs, **size, device=device)
+        return cls(
+            robust=Robust(config.robust, data, device) if config.robust else None,
+            prune=Prune(config.prune, student, epochs) if config.prune else None,
+            generated=generated,
+        )
+
     def scalars(self) -> dict[str, float]:
         """What the modes tell the log after an epoch."""
         return {
@@ -55,13 +78,18 @@ class Modes:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold (only the generator learns)."""
-        return self.generated.state_dict() if self.generated else {}
+        """What a checkpoint must hold: the generator, and the zeros that pruning has fixed."""
+        return {
+            **(self.generated.state_dict() if self.generated else {}),
+            **(self.prune.state_dict() if self.prune else {}),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `state_dict`."""
         if self.generated:
             self.generated.load_state_dict(state)
+        if self.prune:
+            self.prune.load_state_dict(state)
 
 
 __all__ = [

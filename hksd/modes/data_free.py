@@ -140,10 +140,17 @@ class Generated:
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=config.lr)
         self.losses: list[Tensor] = []
 
-    def batches(self, epoch: int, batch_size: int) -> Iterator[Batch]:
-        """Yield an epoch of generated batches, labelled with the teacher's answers; the generator learns in between."""
-        self.losses = []
-        for step in range(self.config.steps_per_epoch):
+    def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """Yield an epoch of generated batches, labelled with the teacher's answers; the generator learns in between.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            batch_size: images per batch.
+            start: batches that were made before the run was stopped inside the epoch.
+        """
+        if start == 0:
+            self.losses = []
+        for step in range(start, self.config.steps_per_epoch):
             if epoch < self.learning_epochs and step % self.config.student_steps == 0:
                 self._learn(batch_size)
             yield self._made(batch_size)
@@ -171,10 +178,16 @@ class Generated:
         return {"data_free/generator_loss": torch.stack(self.losses).mean().item()} if self.losses else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Generator and its optimiser, for the checkpoint."""
-        return {"generator": self.generator.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Generator, its optimiser, and its losses in the epoch, for the checkpoint."""
+        return {
+            "generator": self.generator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "losses": torch.stack(self.losses) if self.losses else None,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `state_dict`."""
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
+        losses = state.get("losses")
+        self.losses = [] if losses is None else list(losses.to(self.device))

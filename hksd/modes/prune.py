@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -56,8 +56,6 @@ def block_soft_threshold(weight: Tensor, amount: float) -> Tensor:
 class Prune:
     """Acts on the weights of one student after every optimiser step.
 
-    Keeps nothing that a checkpoint would have to hold: in the debias phase the zeros are those of the weights.
-
     Args:
         config: form and strength.
         student: network that is pruned in place.
@@ -90,6 +88,15 @@ class Prune:
         shrink = block_soft_threshold if self.config.granularity == "filter" else soft_threshold
         for weight in self.weights:
             weight.copy_(shrink(weight, lr * self.config.strength))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The fixed zeros, for the checkpoint: a weight that training brings to 0 by chance is none of them."""
+        return {"masks": [mask.bool() for mask in self.masks]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `state_dict`; without fixed zeros in it they are taken from the weights (see `begin`)."""
+        masks = state.get("masks", [])
+        self.masks = [mask.to(weight) for mask, weight in zip(masks, self.weights, strict=False)]
 
     def scalars(self) -> dict[str, float]:
         """Share of zeros among the weights it acts on, and the non-zero parameters of the student."""

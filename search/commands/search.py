@@ -25,8 +25,8 @@ def search(
     trials: Annotated[int | None, typer.Option(min=1, help="Trials to train, in place of the space's number.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search of that name.")] = False,
     extend: Annotated[
-        int, typer.Option(min=1, metavar="TRIALS", help="Continue it with that many trials more.", show_default=False)
-    ] = 0,
+        int | None, typer.Option(min=1, metavar="TRIALS", help="Continue it with that many trials more.")
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(min=0, metavar="POINTS", help="Find the smallest student that loses at most that many points."),
@@ -48,8 +48,8 @@ def search(
     changes = [*(overrides or []), *(f"search.{key}={value}" for key, value in options.items() if value is not None)]
     if extend and trials:
         raise UserError("--extend adds trials and --trials sets their number; give one of them")
-    going_on = resume or extend > 0
-    parsed, name = session.chosen(given, name, runs, changes, going_on, extend)
+    going_on = resume or extend is not None
+    parsed, name = session.chosen(given, name, runs, changes, going_on, extend or 0)
     parsed = parsed.with_trials(trials)
     display = console.Display(output.console, parsed.search.trials)
     try:

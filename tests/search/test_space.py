@@ -437,7 +437,7 @@ def leaves(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 
 ALL_SECTIONS = sorted({*sections(RunConfig), *sections(SearchConfig)}, key=lambda kind: kind.__name__)
-REQUIRED = {"name": "digits", "model": "resnet8", "epochs": 3, "trials": 3}
+REQUIRED = {"name": "digits", "model": "resnet8", "epochs": 3, "trials": 3, "epoch": 1, "set": {"train.lr": 0.1}}
 
 
 def literals(hint: Any) -> set[Any]:
@@ -672,6 +672,7 @@ def test_a_student_of_exactly_the_limit_is_within(make_space: Make, shape: dict[
         ({"params": 100, "mflops": 50}, ["params = 100"], ["mflops = 50"]),
         ({"params": 100000, "mflops": 0.001}, ["mflops = 0.001"], ["params = 100000"]),
         ({"params": 1, "mflops": 0.001}, ["params = 1", "mflops = 0.001"], []),
+        ({"peak_memory_mb": 0.001, "params": 100000}, ["peak_memory_mb = 0.001"], ["params = 100000"]),
     ],
 )
 def test_an_impossible_limit_is_named_with_the_smallest_size_that_can_be_reached(
@@ -683,7 +684,8 @@ def test_an_impossible_limit_is_named_with_the_smallest_size_that_can_be_reached
     message = str(caught.value)
     assert "small.yaml" in message
     sizes = [size for _, size in sized(space, shape)]
-    for name, least in (("params", min(s["params"] for s in sizes)), ("mflops", min(s["mflops"] for s in sizes))):
+    for name in ("params", "mflops", "peak_memory_mb"):
+        least = min(size[name] for size in sizes)
         if name in limits:
             # The size that is named is right to the last of its digits, however it is rounded.
             shown = re.search(rf"limits\.{name} = [^;]+smallest reachable is (\S+) \(resnet8, width 0.25\)", message)

@@ -30,6 +30,7 @@ from search.records import Assignment, Record, Status
 from search.tracking import EXPERIMENT, PARENT, RUNS_FILE, SPOOL_FILE, Tracker
 
 Make = Callable[..., Any]
+SIZES = {"params", "mflops", "peak_memory_mb"}
 PROMPT_S = 0.05  # a call that only takes note returns within that time
 
 
@@ -182,7 +183,7 @@ def test_a_search_is_a_run_and_its_trials_are_runs_below_it(
     # One batch per epoch: everything of an epoch stands at its step, noted at one time.
     points = history(uri, children[1])
     assert [(step, value) for step, value, _ in points["val/accuracy"]] == [(1, 1.1), (2, 1.2), (3, 1.3)]
-    of_epochs = points.keys() - {"params", "mflops"}
+    of_epochs = points.keys() - SIZES
     assert of_epochs == {
         "val/accuracy",
         "val/loss",
@@ -370,10 +371,7 @@ def test_what_cannot_be_written_is_spooled_and_sent_once_by_the_next_tracker(
         assert run.info.status == "FINISHED"
         if name != "first":
             assert steps(uri, run) == [1, 2, 3]
-            assert all(
-                len(points) == (3 if key not in ("params", "mflops") else 1)
-                for key, points in history(uri, run).items()
-            )
+            assert all(len(points) == (3 if key not in SIZES else 1) for key, points in history(uri, run).items())
     third = Tracker(uri, folder, "first")
     assert third.close().sent == 0
 
