@@ -115,6 +115,7 @@ def test_ctrl_c_says_how_to_go_on_and_more_seeds_add_only_what_is_missing(place:
     program.press_ctrl_c()
     assert program.wait() == 130, program.err
     assert "Traceback" not in program.err
+    assert "stopping: each run finishes its step" in program.out
     assert program.left() == [], "processes are left"
     assert len(opened(place)) == 1
     line = program.err.split("Resume with:\n")[1].splitlines()[0]
