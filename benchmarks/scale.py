@@ -133,7 +133,7 @@ def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[s
         concurrent_trials = tuning.concurrent_trials(space, 0.0)
         mine, everybody = processor_seconds()
         begin = time.perf_counter()
-        tuning.tune_trials(ledger, data, folder.resolve(), runs / "teachers", 1, trial=trivial())
+        tuning.tune_trials(ledger, data, folder.resolve(), runs / "teachers", trial=trivial())
         trained = time.perf_counter()
         everybody = processor_seconds()[1] - everybody  # before the workers are gone
         found = open_search(runs, NAME)

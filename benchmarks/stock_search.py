@@ -46,6 +46,7 @@ from hksd.teacher import Teacher
 from hksd.terms.base import Setting
 from search import space as spaces
 from search.space import Space
+from search.stopping import grace_epochs
 
 EXPERIMENT = "stock"
 
@@ -117,7 +118,7 @@ def search(space: Space, runs: Path, trials: int, cores: int, logging: str, reus
     epochs, asha = middle.train.epochs, settings.scheduler.asha
     scheduler = None
     if asha is not None:
-        grace = settings.grace_epochs(epochs)
+        grace = grace_epochs(space)
         scheduler = ASHAScheduler(max_t=epochs, grace_period=grace, reduction_factor=asha.reduction_factor)
     given = {"space": space, "data": data, "teacher": teacher, "uri": uri if logging == "trial" else None}
     optuna.logging.set_verbosity(optuna.logging.WARNING)

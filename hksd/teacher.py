@@ -23,7 +23,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from hksd import estimators, loop, memory, models, precision, weights
-from hksd.attention import HierarchicalAttention
+from hksd.attention import AttentionSpec, HierarchicalAttention
 from hksd.checkpoint import write_atomically
 from hksd.config import (
     RunConfig,
@@ -109,20 +109,9 @@ def prepare(
     device = loop.resolve_device(config.train.device)
     numbers = precision.resolve(settings.precision, device)
     run = _training(config, settings)
-    squeeze = config.terms.active().get("squeeze")
-    spec = squeeze.attention() if isinstance(squeeze, SqueezeConfig) else None
+    spec = _spec(config)
     joint = spec is not None and settings.attention.mode == "joint"
-    key = content_hash(
-        {
-            "format": FORMAT,
-            "teacher": canonical(settings) | {"attention": None},
-            "data": data.fingerprint,
-            "views": config.data.views(),
-            "weights": _weights(settings),
-            **({"joint": dataclasses.asdict(spec)} if spec is not None and joint else {}),
-            **({"code": user.source_hash(settings.model)} if user.is_user(settings.model) else {}),
-        }
-    )
+    key = _key(config, settings, data)
     folder = cache_dir / key if cache_dir else None
     trained_with: list[tuple[HierarchicalAttention, dict[str, Any]]] = []  # estimators, where both learn together
 
@@ -167,7 +156,7 @@ def prepare(
         )
     attention, levels = None, ()
     if spec is not None:
-        name = "attention-" + content_hash([dataclasses.asdict(spec), canonical(settings.attention)])
+        name = _attention_name(spec, settings)
 
         def make_attention() -> tuple[HierarchicalAttention, dict[str, Any]]:
             if joint:
@@ -184,6 +173,51 @@ def prepare(
         attention.to(device).eval().requires_grad_(False)
         levels, cached = tuple(found["accuracy"]), cached and kept
     return Teacher(network, attention, facts["accuracy"], levels, key, cached)
+
+
+def missing(config: RunConfig, data: DataSet, cache_dir: Path) -> dict[Path, str]:
+    """What `prepare` would have to train, as it is not in the cache: files, with ``teacher`` or ``attention``.
+
+    Args:
+        config: a run with a teacher section.
+        data: its images.
+        cache_dir: folder that keeps teachers by content.
+    """
+    settings, spec = config.teacher, _spec(config)
+    assert settings is not None
+    folder = cache_dir / _key(config, settings, data)
+    parts = {folder / "teacher.json": "teacher"}
+    if spec is not None:
+        parts[folder / f"{_attention_name(spec, settings)}.json"] = "attention"
+    return {file: part for file, part in parts.items() if not file.exists()}
+
+
+def _spec(config: RunConfig) -> AttentionSpec | None:
+    """Structure of the estimators that a run asks for; None where no term reads squeezed vectors."""
+    squeeze = config.terms.active().get("squeeze")
+    return squeeze.attention() if isinstance(squeeze, SqueezeConfig) else None
+
+
+def _key(config: RunConfig, settings: TeacherConfig, data: DataSet) -> str:
+    """Hash of what makes the network of a teacher."""
+    spec = _spec(config)
+    joint = spec is not None and settings.attention.mode == "joint"
+    return content_hash(
+        {
+            "format": FORMAT,
+            "teacher": canonical(settings) | {"attention": None},
+            "data": data.fingerprint,
+            "views": config.data.views(),
+            "weights": _weights(settings),
+            **({"joint": dataclasses.asdict(spec)} if spec is not None and joint else {}),
+            **({"code": user.source_hash(settings.model)} if user.is_user(settings.model) else {}),
+        }
+    )
+
+
+def _attention_name(spec: AttentionSpec, settings: TeacherConfig) -> str:
+    """Stem of the files of the estimators, in the folder of their teacher."""
+    return "attention-" + content_hash([dataclasses.asdict(spec), canonical(settings.attention)])
 
 
 def _training(config: RunConfig, settings: TeacherConfig) -> RunConfig:

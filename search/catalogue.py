@@ -12,7 +12,7 @@ from hksd.errors import UserError, unknown
 from hksd.knowledge import live_because
 from hksd.modes import MODES, ModeEntry
 from hksd.terms import TERMS, TermEntry
-from search import alternatives
+from search import alternatives, stopping
 from search import space as spaces
 from search.costs import Costs, Meter, check_feasible, within
 from search.sampling import DRAWS, check_knowledge, random_draws
@@ -133,6 +133,7 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
         "name": space.name,
         "ranges": {".".join(map(str, path)): str(spread) for path, spread in space.ranges.items()},
         "search": config.dump(space.search),
+        "grace_epochs": stopping.grace_epochs(space),
         "share_within_limits": share,
         "problem": problem,
         "distinct": distinct,
@@ -149,8 +150,7 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
         limits = {key: value for key, value in config.dump(space.search.limits).items() if value is not None}
         say(
             f"trials {space.search.trials}, sampler {space.search.sampler}, limits {limits or 'none'}, "
-            f"no trial stopped before epoch {space.search.grace_epochs(int(space.tree['train']['epochs']))} of "
-            f"{space.tree['train']['epochs']}"
+            + stopping.description(space)
         )
         if problem:
             say(f"sizes unknown: {problem}")

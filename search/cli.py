@@ -17,7 +17,19 @@ import typer
 from typer.core import TyperGroup
 
 from hksd.errors import RunError, Stopped, UserError
-from search.commands import confirm, doctor, evaluate, export, methods, search, space, status, teacher, train
+from search.commands import (
+    confirm,
+    doctor,
+    estimate,
+    evaluate,
+    export,
+    methods,
+    search,
+    space,
+    status,
+    teacher,
+    train,
+)
 from search.commands.options import FAILED, INTERRUPTED, USER_ERROR
 
 
@@ -67,7 +79,7 @@ app = typer.Typer(
     help="Search for the best small student of a teacher network.\n\nStart with `hksd search quickstart`.",
 )
 
-for _command in (doctor, methods, space, teacher, train, search, status, confirm, export, evaluate):
+for _command in (doctor, methods, space, teacher, train, estimate, search, status, confirm, export, evaluate):
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name, epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
 

@@ -14,9 +14,10 @@ import torch
 from hksd import teacher as teachers
 from hksd.config import RunConfig
 from hksd.data import DataSet, Split
-from hksd.errors import RunError
+from hksd.errors import RunError, UserError
 from hksd.outcome import EpochReport
 from hksd.train import fit
+from search.settings import SearchConfig
 
 GIB = 2**30
 STEPS = 20  # of the dry run; as many before it, to warm up
@@ -116,6 +117,29 @@ def _first(split: Split, count: int) -> Split:
     return dataclasses.replace(
         split, images=split.images[:count], labels=split.labels[:count], index=split.index[:count]
     )
+
+
+def trials_at_once(search: SearchConfig, gpu: float, cpus: float, gpus: float) -> int:
+    """Trials at once, each with that many GPUs: what the resources allow, at most `search.concurrent`.
+
+    Args:
+        search: the settings.
+        gpu: GPUs of a trial.
+        cpus: processor cores that there are.
+        gpus: GPUs that there are.
+
+    Raises:
+        UserError: not even one trial fits.
+    """
+    fit = int(cpus // search.resources.cpu)
+    if gpu:
+        fit = min(fit, int(gpus / gpu + 1e-9))
+    if fit < 1:
+        raise UserError(
+            f"search.resources: a trial wants {search.resources.cpu} CPU(s) and {gpu:g} GPU(s), "
+            f"there are {cpus:g} and {gpus:g}"
+        )
+    return min(fit, search.concurrent or fit)
 
 
 def chosen(asked: float | str, wanted: bool, gpus: float, cpus: int, try_out: Callable[[], Usage]) -> Packing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # Optuna is imported by what needs a study: a single run know
     from search.storage import StudyStorage
 
 STUDY_FILE, STUDY_NAME = "study.journal", "search"
+ACCURACY = "accuracy/"  # with the epoch: the user attribute of one epoch, in studies of several objectives
 Status = Literal["complete", "pruned", "failed", "rejected", "duplicate", "running", "interrupted"]
 
 
@@ -60,6 +61,7 @@ class Record:
         val_accuracy: validation accuracy of that epoch.
         seconds: training time so far.
         reason: why it failed or was refused.
+        accuracies: validation accuracy after each epoch reported.
     """
 
     number: int
@@ -71,6 +73,7 @@ class Record:
     val_accuracy: float | None
     seconds: float
     reason: str | None
+    accuracies: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def params(self) -> int | None:
@@ -83,9 +86,11 @@ class Record:
         return self.costs.get("mflops")
 
     def flat(self) -> dict[str, Any]:
-        """All fields by name, each cost as a field of its own."""
+        """All fields by name but the accuracies, each cost as a field of its own."""
         fields: dict[str, Any] = {}
         for name, value in self.__dict__.items():
+            if name == "accuracies":
+                continue
             fields |= {cost: value.get(cost) for cost in REPORTED} if name == "costs" else {name: value}
         return fields
 
@@ -142,6 +147,12 @@ def mend_journal(folder: Path) -> None:
         path.write_bytes(whole + b"\n" if whole else b"")
 
 
+def _accuracies(trial: FrozenTrial) -> dict[int, float]:
+    """Accuracy after each epoch; Optuna keeps such values itself where there is one objective only."""
+    kept = {int(key[len(ACCURACY) :]): value for key, value in trial.user_attrs.items() if key.startswith(ACCURACY)}
+    return kept or dict(trial.intermediate_values)
+
+
 def record(trial: FrozenTrial) -> Record:
     """Read a trial of the study."""
     facts, progress = trial.user_attrs.get("facts", {}), trial.user_attrs.get("progress", {})
@@ -157,6 +168,7 @@ def record(trial: FrozenTrial) -> Record:
         val_accuracy=progress.get("val_accuracy"),
         seconds=progress.get("seconds", 0.0),
         reason=trial.user_attrs.get("reason") if status in ("failed", "rejected", "duplicate") else None,
+        accuracies={} if status == "duplicate" else _accuracies(trial),  # a duplicate shows its twin's to the sampler
     )
 
 

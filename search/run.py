@@ -21,7 +21,8 @@ from hksd.errors import RunError, Stopped
 from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
-from search import arms, ray_env, tracking
+from search import arms, ray_env, stopping, tracking
+from search.budgets import Budget
 from search.console import Display, relative
 from search.costs import Meter, check_feasible, measure_ahead
 from search.latency import connected, latencies_of
@@ -62,6 +63,7 @@ class Outcome:
         wall_s: seconds since the start of this call.
         device_s: seconds of training of all trials.
         export: folder of the exported student.
+        ended: the cap (``max_device_hours``, ``max_cost``) that ended it early, or None.
         tracking: store, experiment, records sent and unsent.
     """
 
@@ -75,6 +77,7 @@ class Outcome:
     wall_s: float
     device_s: float
     export: str
+    ended: str | None
     tracking: dict[str, Any]
 
 
@@ -117,18 +120,22 @@ def search(
     with locked(folder), interruptible(display, folder) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
         try:
-            teacher = _teacher(space, largest, data, runs, display)
+            teacher, seconds = _teacher(space, largest, data, runs, display)
         except KeyboardInterrupt:
             raise Stopped(resume_command) from None
         teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
         facts = _facts(space, name, data, teacher) | {"teaching": teaching.facts()}
+        facts["teacher"]["seconds"] = seconds
         if meter.latencies:
             facts["latency"] = meter.latencies.facts()
         if resume:
-            facts["space"] = open_search(runs, name).facts.get("space", facts["space"])
+            earlier = open_search(runs, name).facts
+            facts["space"] = earlier.get("space", facts["space"])
+            facts["teacher"]["seconds"] += earlier.get("teacher", {}).get("seconds", 0.0)
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         display.line(_teacher_line(facts["teacher"], teacher))
         display.line(str(teaching))
+        display.line(stopping.description(space))
         uri = tracking.store(tracking_uri, runs)
         tracker = tracking.Tracker(uri, folder, name)
         tracker.start_search(_parent_params(space, facts), resolved(space))
@@ -142,40 +149,58 @@ def search(
         ledger = Ledger(space, folder.resolve(), meter, largest, events, goal)
         display.take_over(ledger.records())
         interrupt.ledger = ledger
+        caps = Budget(ledger, facts["teacher"]["seconds"])
         status = "FAILED"
         try:
-            _train(ledger, data, folder, runs, address, display, interrupt)
+            _train(ledger, caps, data, folder, runs, address, display, interrupt)
             status = "FINISHED"
         except KeyboardInterrupt:
-            ledger.stopping = True
+            ledger.stopping, ledger.ended = True, None
         finally:
             if ledger.live:
                 ledger.interrupt()
             display.close()
             found = open_search(runs, name)
             write(folder / TABLE_FILE, table_csv(found.records))
-            status = "KILLED" if ledger.stopping else "FAILED" if found.best is None else status
+            interrupted = ledger.stopping and ledger.ended is None
+            ended = ledger.ended if caps.cut_short() else None
+            status = "KILLED" if interrupted else "FAILED" if found.best is None else status
             where = export_trial(found, data=data) if status == "FINISHED" else None
-            sent = _finish_tracking(tracker, found, status, display, where)
-        if ledger.stopping:
+            sent = _finish_tracking(tracker, found, status, display, where, ended)
+        if interrupted:
             raise Stopped(resume_command)
+        if where is None and ended:
+            raise RunError(f"no trial ran to its end: {caps.explain(resume_command)}")
         if where is None:
             reasons = sorted({r.reason for r in found.records if r.status == "failed" and r.reason})
             raise RunError(f"no trial ran to its end: {'; '.join(reasons) or 'all were stopped early'}")
         if ledger.exhausted:
             display.line("the space is exhausted: every further draw was outside the limits or trained already")
-        return _outcome(found, start, where, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
+        if ended:
+            display.line(caps.explain(resume_command))
+        return _outcome(found, start, where, ended, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
 
 
-def _teacher(space: Space, largest: StudentConfig, data: DataSet, runs: Path, display: Display) -> Teacher:
-    """The teacher of the search; a published run of an arm may want estimators of its own."""
+def _teacher(
+    space: Space, largest: StudentConfig, data: DataSet, runs: Path, display: Display
+) -> tuple[Teacher, float]:
+    """The teacher of the search, and how long it was trained; a published run of an arm may want own estimators."""
+    begun, trained = time.monotonic(), False
+
+    def on_progress(what: str, epoch: int, epochs: int, accuracy: float) -> None:
+        nonlocal trained
+        trained = True
+        display.teacher(what, epoch, epochs, accuracy)
+
     wanted = [config for config in arms.arms(space, largest).values() if config.terms.teacher_needs]
-    prepare = partial(teachers.prepare, data=data, cache_dir=(runs / TEACHERS).resolve(), on_progress=display.teacher)
-    return [prepare(config) for config in (*wanted, space.middle({}))][-1]
+    prepare = partial(teachers.prepare, data=data, cache_dir=(runs / TEACHERS).resolve(), on_progress=on_progress)
+    teacher = [prepare(config) for config in (*wanted, space.middle({}))][-1]
+    return teacher, time.monotonic() - begun if trained else 0.0
 
 
 def _train(
     ledger: Ledger,
+    caps: Budget,
     data: DataSet,
     folder: Path,
     runs: Path,
@@ -190,17 +215,18 @@ def _train(
     tuning.start_ray(address)
     interrupt.install()
     try:
-        epochs, teachers_at = int(ledger.space.tree["train"]["epochs"]), (runs / TEACHERS).resolve()
+        teachers_at = (runs / TEACHERS).resolve()
         packing = tuning.pack(ledger.space, ledger.largest, data, teachers_at)
         if packing.reason:
             display.line(packing.reason)
-        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, epochs, packing.gpu)
+        caps.start(packing.gpu)
+        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, packing.gpu)
     finally:
         interrupt.disarm()
         tuning.stop_ray()
 
 
-def _outcome(found: SearchFolder, start: float, where: Path, seen: dict[str, Any]) -> Outcome:
+def _outcome(found: SearchFolder, start: float, where: Path, ended: str | None, seen: dict[str, Any]) -> Outcome:
     best = found.best
     assert best is not None
     return Outcome(
@@ -214,6 +240,7 @@ def _outcome(found: SearchFolder, start: float, where: Path, seen: dict[str, Any
         wall_s=time.monotonic() - start,
         device_s=sum(record.seconds for record in found.records),
         export=str(where),
+        ended=ended,
         tracking=seen,
     )
 
@@ -285,12 +312,18 @@ def _parent_params(space: Space, facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _finish_tracking(
-    tracker: tracking.Tracker, found: SearchFolder, status: str, display: Display, export: Path | None
+    tracker: tracking.Tracker,
+    found: SearchFolder,
+    status: str,
+    display: Display,
+    export: Path | None,
+    ended: str | None,
 ) -> tracking.Outcome:
     """Close the parent run with figures, table and card; say when records could not be delivered."""
     best = found.best
     metrics = {f"trials/{key}": float(value) for key, value in counts(found.records).items()}
     tags = {"hksd.status": {"FINISHED": "complete", "KILLED": "interrupted"}.get(status, "failed")}
+    tags["hksd.ended"] = ended or ""  # also where an earlier session set it
     if best is not None:
         metrics |= {
             "best/val_accuracy": best.val_accuracy or 0.0,

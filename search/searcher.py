@@ -23,7 +23,7 @@ from hksd.errors import ConfigError, UserError
 from hksd.objective import verify
 from search.arms import Competitors, Turn
 from search.costs import Meter, within
-from search.records import STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
+from search.records import ACCURACY, STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
 from search.space import Space
 
 STRIKES = 3  # times that a trial may be let down by its machine
@@ -80,6 +80,7 @@ class Ledger:
         self.live: dict[int, tuple[optuna.Trial, Assignment]] = {}
         self.hashes: dict[str, int] = {}
         self.stopping, self.exhausted, self.trained = False, False, 0
+        self.ended: str | None = None  # the cap that was reached, where that is why it is stopping
         self._take_over()
         self.study.sampler = _sampler(space, len(self._trials()))
 
@@ -216,6 +217,8 @@ class Ledger:
             trial.set_user_attr("progress", {"epoch": epoch, "val_accuracy": accuracy, "seconds": seconds})
             if len(self.objectives) == 1:  # Optuna takes intermediate values of single-objective studies only
                 trial.report(accuracy, epoch)
+            else:  # one attribute an epoch: one that holds them all would be written anew each time
+                trial.set_user_attr(f"{ACCURACY}{epoch}", accuracy)
         for observer in self.events.reported:
             observer(number, result)
 

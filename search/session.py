@@ -22,8 +22,8 @@ from hksd.schema import parse_yaml, to_yaml
 from search import space as spaces
 from search.console import Display, relative
 from search.latency import FOLDER as LATENCIES
+from search.signals import STOP_FILE
 from search.space import Space
-from search.stopping import STOP_FILE
 
 if TYPE_CHECKING:  # imports Optuna
     from search.searcher import Ledger
@@ -32,6 +32,7 @@ SPACE_FILE = "space.yaml"
 TEACHERS = "teachers"  # folder of cached teachers below the runs folder
 IMAGES = store.FOLDER  # folder of decoded images below the runs folder
 GRACE = 8.0  # seconds after SIGTERM in which trials may save; the search then ends without them, to be over in 20
+RAISABLE = ("trials", "concurrent", "max_device_hours", "max_cost", "price")  # of `search`; a resume may change them
 RESERVED = {TEACHERS, IMAGES, LATENCIES, "mlflow-artifacts", "mlflow.db"}
 
 
@@ -94,7 +95,7 @@ def choose_folder(space: Space, runs: Path, name: str, resume: bool) -> Path:
         texts = (folder / SPACE_FILE).read_text(), resolved(space)
         before, now = (parse_yaml(text, str(folder / SPACE_FILE)).tree for text in texts)
         for tree in (before, now):
-            tree["search"]["trials"] = tree["search"]["concurrent"] = None
+            tree["search"].update(dict.fromkeys(RAISABLE))
         changed = [key for key in {*before, *now} if before.get(key) != now.get(key)]
         if changed:
             raise UserError(

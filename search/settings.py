@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from hksd.schema import Section
+from hksd.errors import unknown
+from hksd.schema import Section, section_fields
 
 Cost = Literal["params", "mflops", "peak_memory_mb", "latency_ms"]
 COSTS: tuple[Cost, ...] = ("params", "mflops", "peak_memory_mb", "latency_ms")
@@ -35,28 +37,89 @@ class Limits(Section):
         return {name: bound for name in COSTS if (bound := getattr(self, name)) is not None}
 
 
+GraceEpochs = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        description="no trial is stopped earlier; default a third of the epochs, or the end of the adversarial warm-up",
+    ),
+]
+ReductionFactor = Annotated[float, Field(gt=1, description="one in that many trials goes on at each rung")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asha(Section):
     """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934) on validation accuracy at equal epochs."""
 
-    grace_epochs: Annotated[
-        int | None, Field(ge=1, description="no trial is stopped earlier; default a third of the epochs")
+    grace_epochs: GraceEpochs = None
+    reduction_factor: ReductionFactor = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperBand(Section):
+    """HyperBand (Li et al. 2018, arXiv 1603.06560): several brackets of ASHA, each with a later first rung."""
+
+    grace_epochs: GraceEpochs = None
+    reduction_factor: ReductionFactor = 3.0
+    brackets: Annotated[
+        int | None, Field(ge=1, description="how many; default one more than there are rungs: the last never stops")
     ] = None
-    reduction_factor: Annotated[float, Field(gt=1, description="one in that many trials goes on at each rung")] = 3.0
 
 
-def _scheduler(value: Any) -> Any:
-    """Allow the short forms ``none`` and ``asha``."""
-    return {"none": {"asha": None}, "asha": {}}.get(value, value) if isinstance(value, str) else value
+@dataclass(frozen=True, kw_only=True)
+class Median(Section):
+    """Median stopping rule (Golovin et al. 2017, Google Vizier)."""
+
+    grace_epochs: GraceEpochs = None
+    min_trials: Annotated[
+        int, Field(ge=1, description="no trial is stopped before it can be compared with that many others")
+    ] = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduler(Section):
-    """Early stopping; `scheduler: none` turns it off."""
+    """Early stopping: one section, the others absent or null; `scheduler: none` turns it off."""
 
-    asha: Annotated[Asha | None, Field(description="successive halving; null or `scheduler: none` for none")] = field(
-        default_factory=Asha
-    )
+    asha: Annotated[Asha | None, Field(description="asynchronous successive halving")] = None
+    hyperband: Annotated[HyperBand | None, Field(description="brackets of asynchronous successive halving")] = None
+    median: Annotated[Median | None, Field(description="stop what is worse than the median")] = None
+
+    def __post_init__(self) -> None:
+        if len(named := list(self._named())) > 1:
+            raise ValueError(f"one scheduler at a time, got {' and '.join(named)}; set the others to null")
+
+    def _named(self) -> dict[str, Asha | HyperBand | Median]:
+        return {name: value for name in section_fields(Scheduler) if (value := getattr(self, name)) is not None}
+
+    @property
+    def name(self) -> str:
+        """Key of the scheduler in use, or ``none``."""
+        return next(iter(self._named()), "none")
+
+    @property
+    def chosen(self) -> Asha | HyperBand | Median | None:
+        """Settings of the scheduler in use, or None."""
+        return next(iter(self._named().values()), None)
+
+
+def _scheduler(value: Any) -> Any:
+    """Allow a name in place of a section; an empty section is the default, a null one is left out.
+
+    Raises:
+        ValueError: there is no scheduler of that name, or a null names none to leave out.
+    """
+    names = list(section_fields(Scheduler))
+    if isinstance(value, str):
+        if value not in ("none", *names):
+            raise ValueError(unknown("scheduler", value, ("none", *names)))
+        return {"asha": None} if value == "none" else {value: {}}
+    if isinstance(value, Mapping) and value.keys() <= set(names) and not any(v is not None for v in value.values()):
+        if not value:
+            return {"asha": {}}
+        if "asha" not in value:  # the usual one is not in use, so what is?
+            name = next(iter(value))
+            raise ValueError(f"{name} has no settings; `scheduler: {name}` takes the defaults")
+    return value
 
 
 def _check_gpu(value: object) -> object:
@@ -109,7 +172,7 @@ class SearchConfig(Section):
     limits: Annotated[Limits, Field(description="hard limits, checked before training")] = field(default_factory=Limits)
     sampler: Annotated[Literal["tpe", "random"], Field(description="how draws are made")] = "tpe"
     scheduler: Annotated[Scheduler, BeforeValidator(_scheduler), Field(description="early stopping")] = field(
-        default_factory=Scheduler
+        default_factory=lambda: Scheduler(asha=Asha())
     )
     arms: Annotated[
         Literal["fixed", "tuned", "none"],
@@ -146,9 +209,15 @@ class SearchConfig(Section):
         """Whether latency is an objective or a limit; else nothing is measured."""
         return "latency_ms" in self.minimize or self.limits.latency_ms is not None
 
-    def grace_epochs(self, epochs: int) -> int:
-        """Epochs before which no trial is stopped, for runs of `epochs` epochs."""
-        asha = self.scheduler.asha
-        if asha is None:
+    def grace_epochs(self, epochs: int, warm_up: float = 0.0) -> int:
+        """Epochs before which no trial is stopped; all of them where none ever is.
+
+        Args:
+            epochs: epochs of every trial.
+            warm_up: the epoch at which the last term of a run has its full weight.
+        """
+        scheduler = self.scheduler.chosen
+        if scheduler is None:
             return epochs
-        return min(asha.grace_epochs or max(1, -(-epochs // 3)), epochs)
+        default = max(1, math.ceil(epochs / 3), math.ceil(warm_up))
+        return min(scheduler.grace_epochs or default, epochs)

@@ -28,7 +28,7 @@ from search import space as spaces
 from search.console import Display, percent, relative
 from search.results import load_student
 from search.session import IMAGES, TEACHERS
-from search.stopping import InterruptedRun, stoppable
+from search.signals import InterruptedRun, stoppable
 from search.teaching import Teaching
 
 if TYPE_CHECKING:

@@ -52,6 +52,13 @@ class Teaching:
         found: dict[str, Any] = {"knowledge": kind, "why": list(self.source.why), "precision": self.precision.reason}
         return found | (asdict(self.cost) if self.cost else {})
 
+    def build_all(self) -> None:
+        """Build every view that is missing, and say nothing."""
+        if isinstance(self.source, knowledge.Stored):
+            with self._threads():
+                for view in range(self.source.count):
+                    self.source.get(view, self.batches)
+
     def build(self, display: Display, count: int | None) -> int:
         """Build the first `count` views (default all) that are missing; returns how many views there are now."""
         if not isinstance(self.source, knowledge.Stored):
@@ -62,3 +69,11 @@ class Teaching:
                 self.source.get(view, self.batches)
                 display.step("computing the teacher's knowledge", view + 1, count, unit="view")
         return count if self.source.keep else 0
+
+    def missing_views(self) -> int:
+        """Number of views that trials would have to compute; 0 where the teacher works in every step."""
+        source = self.source
+        if not isinstance(source, knowledge.Stored):
+            return 0
+        store, fields = source.store, list(source.fields)
+        return sum(store is None or len(store.read(view, fields)) < len(fields) for view in range(source.count))

@@ -26,7 +26,7 @@ from hksd.outcome import EpochReport, OnEpoch
 from hksd.train import fit
 from search import gpu
 from search.records import trial_folder
-from search.stopping import told_to_stop
+from search.signals import told_to_stop
 
 FAULT_FILE = "fault.txt"
 

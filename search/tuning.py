@@ -10,8 +10,6 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from hksd.config import StudentConfig, dump
@@ -19,6 +17,7 @@ from hksd.data import DataSet
 from hksd.errors import UserError
 from search import packing
 from search.packing import Packing, Usage
+from search.schedulers import LedgerScheduler
 from search.searcher import Ledger
 from search.space import Space
 from search.trial import run_trial
@@ -82,61 +81,6 @@ def unflatten(result: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-class Halving(AsyncHyperBandScheduler):  # type: ignore[misc]
-    """Successive halving that lets arms run to the end, and ends everything after its epoch once the ledger stops.
-
-    A trial's last epoch is never answered with a stop: the trial still has its weights to write.
-    """
-
-    def __init__(self, ledger: Ledger, epochs: int):
-        settings = ledger.space.search
-        asha, grace = settings.scheduler.asha, settings.grace_epochs(epochs)
-        super().__init__(
-            time_attr="epoch",
-            metric="val_accuracy",
-            mode="max",
-            max_t=epochs,
-            grace_period=grace,
-            reduction_factor=asha.reduction_factor if asha else 4,
-            stop_last_trials=False,
-        )
-        self.ledger: Ledger | None = ledger
-        self.epochs, self.on = epochs, asha is not None and grace < epochs
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "ledger": None}
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """See ray.tune.schedulers.TrialScheduler; Ray's own looks through all trials of the search at each event."""
-        return next((trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING), None)
-
-    def _counts(self, trial: Any, result: dict[str, Any]) -> bool:
-        """Whether a result takes part in the halving."""
-        return self.on and "fault" not in result and not trial.config["arm"]
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """See ray.tune.schedulers.TrialScheduler."""
-        if "fault" in result or result.get("epoch", 0) >= self.epochs:
-            return str(TrialScheduler.CONTINUE)
-        if self.ledger is not None and self.ledger.stopping:
-            return str(TrialScheduler.STOP)
-        if not self._counts(trial, result):
-            return str(TrialScheduler.CONTINUE)
-        return str(super().on_trial_result(tune_controller, trial, result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """See ray.tune.schedulers.TrialScheduler."""
-        if self._counts(trial, result):
-            super().on_trial_complete(tune_controller, trial, result)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: a resumed search starts its rungs anew."""
-        Path(checkpoint_path).write_text("")
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
-
-
 def start_ray(address: str | None = None) -> None:
     """Connect to a cluster, or start a private Ray on this machine (after `search.ray_env.prepare`).
 
@@ -185,21 +129,9 @@ def pack(space: Space, student: StudentConfig, data: DataSet, cache_dir: Path) -
 
 
 def concurrent_trials(space: Space, gpu: float) -> int:
-    """Trials at once, each with that many GPUs: what the resources allow, at most `search.concurrent`.
-
-    Raises:
-        UserError: not even one trial fits.
-    """
-    have, resources = ray.cluster_resources(), space.search.resources
-    fit = int(have.get("CPU", 0) // resources.cpu)
-    if gpu:
-        fit = min(fit, int(have.get("GPU", 0) / gpu + 1e-9))
-    if fit < 1:
-        raise UserError(
-            f"search.resources: a trial wants {resources.cpu} CPU(s) and {gpu:g} GPU(s), "
-            f"there are {have.get('CPU', 0):g} and {have.get('GPU', 0):g}"
-        )
-    return min(fit, space.search.concurrent or fit)
+    """Trials at once, each with that many GPUs; see `search.packing.trials_at_once`."""
+    have = ray.cluster_resources()
+    return packing.trials_at_once(space.search, gpu, have.get("CPU", 0), have.get("GPU", 0))
 
 
 def tune_trials(
@@ -207,7 +139,6 @@ def tune_trials(
     data: DataSet,
     folder: Path,
     cache_dir: Path,
-    epochs: int,
     gpu: float = 0.0,
     trial: Callable[..., None] = run_trial,
 ) -> None:
@@ -218,7 +149,6 @@ def tune_trials(
         data: their images.
         folder: folder of the search.
         cache_dir: folder of cached teachers.
-        epochs: epochs of every trial.
         gpu: GPUs of a trial.
         trial: what trains one; takes the arguments of `run_trial`.
     """
@@ -235,7 +165,7 @@ def tune_trials(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=LedgerSearcher(ledger),
-            scheduler=Halving(ledger, epochs),
+            scheduler=LedgerScheduler(ledger),
             num_samples=-1,
             max_concurrent_trials=concurrent,
             reuse_actors=True,

@@ -558,7 +558,7 @@ def test_ctrl_c_ends_a_training_with_130_and_the_same_command_continues_it(files
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert "interrupted" in err
+    assert "everything is saved. Resume with:" in err
     again = hksd(*words, "--json")
     assert again.code == 0
     assert 2 <= again.json()["resumed_at"] < 500

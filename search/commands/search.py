@@ -23,6 +23,11 @@ def search(
     ],
     name: Annotated[str | None, typer.Option(help="Name of the search; default the space and the time.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials to train, in place of the space's number.")] = None,
+    max_device_hours: Annotated[
+        float | None, typer.Option(help="Hours of training, over all devices, after which the search ends.")
+    ] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Money after which the search ends; needs --price.")] = None,
+    price: Annotated[float | None, typer.Option(help="Money that a device costs in an hour.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search of that name.")] = False,
     extend: Annotated[
         int | None, typer.Option(min=1, metavar="TRIALS", help="Continue it with that many trials more.")
@@ -44,7 +49,13 @@ def search(
     from search import console, run, session, tracking
 
     output = Output(as_json)
-    options = {"max_drop": max_drop, "arms": arms}
+    options = {
+        "max_drop": max_drop,
+        "arms": arms,
+        "max_device_hours": max_device_hours,
+        "max_cost": max_cost,
+        "price": price,
+    }
     changes = [*(overrides or []), *(f"search.{key}={value}" for key, value in options.items() if value is not None)]
     if extend and trials:
         raise UserError("--extend adds trials and --trials sets their number; give one of them")
@@ -83,5 +94,5 @@ def search(
         for line in tracking.how_to_look(seen["uri"], console.program("mlflow"), seen["experiment"]):
             out.print(line, highlight=False)
 
-    keys = ("name", "trials", "best", "arms", "verdict", "front", "wall_s", "device_s", "export", "tracking")
+    keys = ("name", "trials", "best", "arms", "verdict", "front", "wall_s", "device_s", "export", "ended", "tracking")
     output.give({key: getattr(outcome, key) for key in keys}, show)

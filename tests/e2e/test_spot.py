@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from hksd import checkpoint, loop
 from hksd.train import RESULT_FILE, WEIGHTS_FILE
 from search.session import GRACE
-from search.stopping import STOP_FILE
+from search.signals import STOP_FILE
 
 Make = Callable[..., Any]
 IN_TIME = 20  # seconds
