@@ -76,10 +76,8 @@ def confirm(request: Request, display: Display) -> dict[str, Any]:
     search = open_search(request.runs, request.name)
     students = contenders.students(search, request.top, request.trials)
     confirmation = Confirmation(request, search, students, display)
-    with (
-        locked(search.folder / FOLDER, "confirming this search"),
-        interruptible(display, confirmation.folder) as interrupt,
-    ):
+    folder = confirmation.folder
+    with locked(folder, "confirming this search"), interruptible(display, folder) as interrupt:
         try:
             confirmation.train(interrupt)
             confirmation.open_test()

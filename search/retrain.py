@@ -23,8 +23,8 @@ from hksd.errors import NonFiniteLossError
 from search import tuning
 from search.contenders import FAILED_FILE
 from search.session import GRACE
+from search.signals import STOP_FILE, told_to_stop
 from search.space import Space
-from search.stopping import STOP_FILE, told_to_stop
 from search.trial import FAULT_FILE, Place, listening
 
 LOOK_S = 1.0  # how often a waiting driver looks for signals
@@ -61,7 +61,7 @@ class Ended:
 def work(job: Job, data: DataSet, place: Place, folder: str) -> Ended:
     """Train one run, continuing what is in its folder; a fault is told, with the stack trace in the folder.
 
-    Told to stop (`search.stopping`, in the `folder` of the confirmation), it is saved after its step.
+    Told to stop (`search.signals`, in the `folder` of the confirmation), it is saved after its step.
 
     A loss that is not finite would come again, so it is kept as the run's end (`search.contenders.Run.failure`); other
     faults, such as a full disk, are tried again by the next confirmation.

@@ -96,6 +96,8 @@ def start_ray(address: str | None = None) -> None:
         else:
             ray.init(address=address, **common)
     except ConnectionError as error:
+        if address is None:
+            raise
         raise UserError(f"--address {address}: no Ray cluster answers there") from error
     except SystemExit:  # while it starts, Ray answers SIGTERM itself
         raise KeyboardInterrupt from None

@@ -19,7 +19,7 @@ from search import openings
 from search.contenders import Contender, Run, runs_of
 from search.records import Record
 from search.retrain import Job, work
-from search.stopping import STOP_FILE
+from search.signals import STOP_FILE
 from search.trial import FAULT_FILE, Place
 
 Make = Callable[..., Any]
