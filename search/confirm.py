@@ -31,7 +31,7 @@ from search.console import Display, percent, relative
 from search.contenders import Contender, Run, runs_of
 from search.results import SearchFolder, open_search
 from search.scores import TEACHER, Scores
-from search.session import IMAGES, SPACE_FILE, TEACHERS, interruptible, locked
+from search.session import IMAGES, SPACE_FILE, TEACHERS, Interrupt, interruptible, locked
 from search.space import Space
 
 
@@ -76,15 +76,16 @@ def confirm(request: Request, display: Display) -> dict[str, Any]:
     search = open_search(request.runs, request.name)
     students = contenders.students(search, request.top, request.trials)
     confirmation = Confirmation(request, search, students, display)
-    with locked(search.folder / FOLDER, "confirming this search"), interruptible(display, confirmation.folder):
+    folder = confirmation.folder
+    with locked(folder, "confirming this search"), interruptible(display, folder) as interrupt:
         try:
-            confirmation.train()
+            confirmation.train(interrupt)
             confirmation.open_test()
         except KeyboardInterrupt:
             raise Stopped(request.command) from None
         facts = confirmation.facts()
-        write_files(search.folder / FOLDER, facts)
-        sent = log_confirmation(search.folder, search.folder / FOLDER, search.name, facts, text(facts))
+        write_files(folder, facts)
+        sent = log_confirmation(search.folder, folder, search.name, facts, text(facts))
         if sent is not None and sent.unsent:
             display.line(
                 f"warning: {sent.unsent} record(s) did not reach MLflow ({sent.problem}); they are kept and sent by "
@@ -149,7 +150,7 @@ class Confirmation:
                 raise UserError(f"{self.search.name}: the teacher has changed since the search; restore it first")
         return self._teacher
 
-    def train(self) -> None:
+    def train(self, interrupt: Interrupt) -> None:
         """Train what has not run to its end; a run that failed for good is not tried again."""
         left = []
         for run in self.every_run:
@@ -165,9 +166,9 @@ class Confirmation:
         )
         if left:
             self.teacher()
-            self._train_with_ray(left)
+            self._train_with_ray(left, interrupt)
 
-    def _train_with_ray(self, left: Sequence[Run]) -> None:
+    def _train_with_ray(self, left: Sequence[Run], interrupt: Interrupt) -> None:
         """Start Ray and train; Ray is imported only here, after its environment is set."""
         ray_env.prepare(self.request.address)
         from search import retrain, tuning
@@ -178,14 +179,18 @@ class Confirmation:
         def on_end(job: retrain.Job, ended: retrain.Ended) -> None:
             self._ended(jobs[job], ended.fault, ended.warnings, len(left))
 
+        def on_stop() -> None:
+            self.display.line("stopping: each run finishes its step and is saved (Ctrl-C again stops now)")
+
         tuning.start_ray(self.request.address)
+        interrupt.install()
         try:
             largest = max((*self.students, *self.arms), key=lambda one: one.record.params or 0)
             packing = tuning.pack(self.space, largest.config.student, self.data, self.cache_dir)
             if packing.reason:
                 self.display.line(packing.reason)
             place = Place(str(self.cache_dir), str(Path.cwd()), json.dumps(dump(self.middle)), packing.gpu)
-            retrain.train_all(list(jobs), self.data, self.space, place, on_end)
+            retrain.train_all(list(jobs), self.data, self.space, place, self.folder, on_end, on_stop)
         finally:
             tuning.stop_ray()
 

@@ -9,6 +9,7 @@ import json
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from hksd.data import DataSet
 from hksd.errors import NonFiniteLossError
 from search import tuning
 from search.contenders import FAILED_FILE
+from search.session import GRACE
+from search.signals import STOP_FILE, told_to_stop
 from search.space import Space
 from search.trial import FAULT_FILE, Place, listening
 
@@ -55,8 +58,10 @@ class Ended:
     warnings: tuple[str, ...] = ()
 
 
-def work(job: Job, data: DataSet, place: Place) -> Ended:
+def work(job: Job, data: DataSet, place: Place, folder: str) -> Ended:
     """Train one run, continuing what is in its folder; a fault is told, with the stack trace in the folder.
+
+    Told to stop (`search.signals`, in the `folder` of the confirmation), it is saved after its step.
 
     A loss that is not finite would come again, so it is kept as the run's end (`search.contenders.Run.failure`); other
     faults, such as a full disk, are tried again by the next confirmation.
@@ -65,7 +70,7 @@ def work(job: Job, data: DataSet, place: Place) -> Ended:
     with listening() as warnings:
         try:
             config = from_tree(json.loads(job.config))
-            place.train(config, data, out)
+            place.train(config, data, out, should_stop=told_to_stop(Path(folder)))
         except Exception as error:  # whatever a run meets, the others go on
             fault = f"{type(error).__name__}: {error}"
             out.mkdir(parents=True, exist_ok=True)
@@ -78,30 +83,48 @@ def work(job: Job, data: DataSet, place: Place) -> Ended:
 
 
 def train_all(
-    jobs: Sequence[Job], data: DataSet, space: Space, place: Place, on_end: Callable[[Job, Ended], None]
+    jobs: Sequence[Job],
+    data: DataSet,
+    space: Space,
+    place: Place,
+    folder: Path,
+    on_end: Callable[[Job, Ended], None],
+    on_stop: Callable[[], None],
 ) -> None:
     """Train all jobs, as many at once as resources and `search.concurrent` allow; Ray has been started.
+
+    A KeyboardInterrupt is raised again when what is running has saved, or a while later; a second one, at once.
 
     Args:
         jobs: what to train.
         data: their images.
         space: tells what a run occupies.
         place: where they train; with the share of a GPU that each gets.
+        folder: folder of the confirmation.
         on_end: called when a job has ended.
+        on_stop: called when what is running is told to save.
     """
     concurrent = tuning.concurrent_trials(space, place.share)
     task = ray.remote(num_cpus=space.search.resources.cpu, num_gpus=place.share, max_retries=0)(work)
     images = ray.put(data)
     waiting = deque(jobs)
     running: dict[ray.ObjectRef, Job] = {}
-    while waiting or running:
-        while waiting and len(running) < concurrent:
-            job = waiting.popleft()
-            running[task.remote(job, images, place)] = job
-        for done in ray.wait(list(running), timeout=LOOK_S)[0]:
-            job = running.pop(done)
-            try:
-                ended = ray.get(done)
-            except RayError:
-                ended = Ended(tuning.DIED)
-            on_end(job, ended)
+    try:
+        while waiting or running:
+            while waiting and len(running) < concurrent:
+                job = waiting.popleft()
+                running[task.remote(job, images, place, str(folder))] = job
+            for done in ray.wait(list(running), timeout=LOOK_S)[0]:
+                job = running.pop(done)
+                try:
+                    ended = ray.get(done)
+                except RayError:
+                    ended = Ended(tuning.DIED)
+                on_end(job, ended)
+    except KeyboardInterrupt:
+        if running:
+            on_stop()
+            with suppress(OSError):  # a full disk: their last checkpoints count
+                (folder / STOP_FILE).touch()
+            ray.wait(list(running), num_returns=len(running), timeout=GRACE)
+        raise

@@ -212,10 +212,7 @@ def _train(
     ray_env.prepare(address)
     from search import tuning
 
-    try:
-        tuning.start_ray(address)
-    except SystemExit:  # while it starts, Ray answers SIGTERM itself
-        raise KeyboardInterrupt from None
+    tuning.start_ray(address)
     interrupt.install()
     try:
         teachers_at = (runs / TEACHERS).resolve()

@@ -86,16 +86,21 @@ def start_ray(address: str | None = None) -> None:
 
     Raises:
         UserError: there is no cluster at `address`.
+        KeyboardInterrupt: stopped by a signal.
     """
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        cores = len(os.sched_getaffinity(0))
-        ray.init(num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1", **common)
-        return
     try:
-        ray.init(address=address, **common)
+        if address is None:
+            cores = len(os.sched_getaffinity(0))
+            ray.init(num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+        else:
+            ray.init(address=address, **common)
     except ConnectionError as error:
+        if address is None:
+            raise
         raise UserError(f"--address {address}: no Ray cluster answers there") from error
+    except SystemExit:  # while it starts, Ray answers SIGTERM itself
+        raise KeyboardInterrupt from None
 
 
 def stop_ray() -> None:

@@ -15,19 +15,21 @@ from filelock import FileLock
 from mlflow.tracking import MlflowClient
 
 from hksd.config import config_hash
-from search.contenders import FAILED_FILE, runs_of, students
+from search.arms import ARMS
+from search.contenders import FAILED_FILE, arms, runs_of
 from search.openings import OPENINGS_FILE
 from search.results import open_search
 
 Make = Callable[..., Any]
 EPOCHS = 20  # long enough to be caught in the middle
+RUNS = 10  # a student and four arms, two seeds
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, write_space: Make, hksd: Make) -> Path:
-    """Working directory with the search `first`: two arms and three drawn trials."""
+    """Working directory with the search `first`: four arms and two drawn trials."""
     folder = tmp_path_factory.mktemp("confirmed")
-    write_space(folder / "space.yaml", train={"epochs": EPOCHS}, search={"trials": 5, "scheduler": "none"})
+    write_space(folder / "space.yaml", train={"epochs": EPOCHS}, search={"trials": 6, "scheduler": "none"})
     found = hksd("search", "space.yaml", "--name", "first", cwd=folder)
     assert found.process.returncode == 0, found.err
     return folder
@@ -47,26 +49,26 @@ def opened(place: Path) -> list[dict[str, Any]]:
 def test_a_killed_confirmation_continues_and_the_test_split_is_opened_once(
     place: Path, start: Make, hksd: Make, inside: Make
 ) -> None:
-    words = ("confirm", "first", "--top", "2", "--seeds", "2")
+    words = ("confirm", "first", "--top", "1", "--seeds", "2")
     program = start(*words, cwd=place)
     program.wait_until(lambda: len(results(place)) >= 2)
     program.process.send_signal(signal.SIGKILL)
     program.wait()
     assert program.left(ignoring="Agent") == []
     before = results(place)
-    assert 2 <= len(before) < 8
+    assert 2 <= len(before) < RUNS
     assert opened(place) == [], "the test split was opened before everything was trained"
 
     again = hksd(*words, "--json", cwd=place)
     assert again.process.returncode == 0, again.err
     found = again.json()
-    assert found["trained_now"] == 8 - len(before)
+    assert found["trained_now"] == RUNS - len(before)
     after = results(place)
-    assert len(after) == 8
+    assert len(after) == RUNS
     assert {name: after[name] for name in before} == before, "a run was trained twice"
     (opening,) = opened(place)
     assert opening["by"] == "hksd confirm"
-    assert len(opening["scored"]) == 9  # eight students and the teacher
+    assert len(opening["scored"]) == RUNS + 1  # with the teacher
     check_figures(place, found)
 
     # Nothing is missing: nothing is trained, nothing is opened, the figures stay.
@@ -82,11 +84,11 @@ def test_a_killed_confirmation_continues_and_the_test_split_is_opened_once(
 def check_figures(place: Path, found: dict[str, Any]) -> None:
     """The same seeds for all, none of them the search's; figures, files and the store agree."""
     assert found["seeds"] == [1000, 1001]
-    assert [arm["name"] for arm in found["arms"]] == ["no distillation", "standard KD"]
+    assert [arm["name"] for arm in found["arms"]] == list(ARMS)
     folder = place / "runs" / "first" / "confirm"
     assert json.loads((folder / "confirm.json").read_text())["students"] == found["students"]
     rows = list(csv.DictReader((folder / "confirm.csv").open()))
-    assert len(rows) == 8
+    assert len(rows) == RUNS
     for one in (*found["students"], *found["arms"]):
         mine = {row["seed"]: row for row in rows if row["run"].startswith(one["folder"])}
         assert list(mine) == ["1000", "1001"]
@@ -107,36 +109,36 @@ def check_figures(place: Path, found: dict[str, Any]) -> None:
 
 def test_ctrl_c_says_how_to_go_on_and_more_seeds_add_only_what_is_missing(place: Path, start: Make, hksd: Make) -> None:
     before = results(place)
-    assert len(before) == 8, "follows the test above"
-    program = start("confirm", "first", "--top", "2", "--seeds", "4", cwd=place)
-    program.wait_until(lambda: len(results(place)) > 8)
+    assert len(before) == RUNS, "follows the test above"
+    program = start("confirm", "first", "--top", "1", "--seeds", "4", cwd=place)
+    program.wait_until(lambda: len(results(place)) > RUNS)
     program.press_ctrl_c()
     assert program.wait() == 130, program.err
     assert "Traceback" not in program.err
+    assert "stopping: each run finishes its step" in program.out
     assert program.left() == [], "processes are left"
     assert len(opened(place)) == 1
     line = program.err.split("Resume with:\n")[1].splitlines()[0]
     words = shlex.split(line)
-    assert words == ["hksd", "confirm", "first", "--seeds", "4", "--top", "2"]
+    assert words == ["hksd", "confirm", "first", "--seeds", "4", "--top", "1"]
 
     # A run that failed for good is not tried again: it is named, and its seed is missing from its contender alone.
     found = open_search(place / "runs", "first")
-    student = students(found, 2)[0]
-    lost = runs_of(student, [1003], found.folder / "confirm")[0]
+    last = arms(found)[-1]
+    lost = runs_of(last, [1003], found.folder / "confirm")[0]
     lost.folder.mkdir(parents=True, exist_ok=True)
     failure = {"config_hash": config_hash(lost.config), "reason": "the loss is not finite"}
     (lost.folder / FAILED_FILE).write_text(json.dumps(failure))
     again = hksd(*words[1:], cwd=place)
     assert again.process.returncode == 0, again.err
     after = results(place)
-    assert len(after) == 15
+    assert len(after) == 2 * RUNS - 1
     assert {name: after[name] for name in before} == before
-    assert [len(opening["scored"]) for opening in opened(place)] == [9, 7]
+    assert [len(opening["scored"]) for opening in opened(place)] == [RUNS + 1, RUNS - 1]
     assert "Warning: the test split of this search was opened 2 times" in again.out
-    name = student.name.capitalize()
-    assert f"{name}, seed 1003 failed and is left out: the loss is not finite" in again.out
+    assert "Paper preset, seed 1003 failed and is left out: the loss is not finite" in again.out
     facts = json.loads((found.folder / "confirm" / "confirm.json").read_text())
-    assert [one["test_accuracy"]["n"] for one in (*facts["students"], *facts["arms"])] == [3, 4, 4, 4]
+    assert [one["test_accuracy"]["n"] for one in (*facts["students"], *facts["arms"])] == [4, 4, 4, 4, 3]
 
 
 def test_a_second_confirmation_at_the_same_time_is_refused(place: Path, inside: Make) -> None:
@@ -154,7 +156,7 @@ def test_a_second_confirmation_at_the_same_time_is_refused(place: Path, inside: 
         (("nosuch",), "no such search (there are: first)"),
         (("first", "--seeds", "0"), "--seeds"),
         (("first", "--top", "0"), "--top"),
-        (("first", "--trials", "99"), "has no trial 99 (0 to 4)"),
+        (("first", "--trials", "99"), "has no trial 99 (0 to 5)"),
         (("first", "--trials", "0"), 'is the arm "no distillation"'),
         (("first", "--trials", "3,x"), "expected numbers of trials"),
         (("first", "--trials", "-3"), "expected numbers of trials"),

@@ -19,6 +19,7 @@ from search import openings
 from search.contenders import Contender, Run, runs_of
 from search.records import Record
 from search.retrain import Job, work
+from search.signals import STOP_FILE
 from search.trial import FAULT_FILE, Place
 
 Make = Callable[..., Any]
@@ -38,7 +39,9 @@ def make_run(make_tree: Make, tmp_path: Path) -> Callable[..., Run]:
 
 def work_on(run: Run, digits: Any, home: Path) -> Any:
     place = Place(str(home / "teachers"), str(home), json.dumps(dump(run.config)))
-    return work(Job(run.key, json.dumps(dump(run.config)), str(run.folder)), digits, place)
+    return work(
+        Job(run.key, json.dumps(dump(run.config)), str(run.folder)), digits, place, str(run.folder.parent.parent)
+    )
 
 
 def test_a_run_that_ends_has_a_result_that_counts(make_run: Make, digits: Any, tmp_path: Path) -> None:
@@ -66,6 +69,18 @@ def test_another_fault_is_tried_again(make_run: Make, digits: Any, tmp_path: Pat
     run = make_run(student={"model": "nosuch.py:net"})
     assert work_on(run, digits, tmp_path).fault
     assert run.failure() is None
+
+
+def test_a_run_that_is_told_to_stop_is_saved_and_has_no_result(make_run: Make, digits: Any, tmp_path: Path) -> None:
+    run = make_run()
+    run.folder.mkdir(parents=True)
+    stop = run.folder.parent.parent / STOP_FILE
+    stop.touch()
+    assert work_on(run, digits, tmp_path).fault is None
+    assert run.result(digits.fingerprint) is None
+    stop.unlink()
+    work_on(run, digits, tmp_path)
+    assert run.result(digits.fingerprint) is not None
 
 
 def test_data_without_a_test_split_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
