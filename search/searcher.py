@@ -8,9 +8,11 @@ runs.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hksd.config import RunConfig, StudentConfig, config_hash, dump, from_tree
 from hksd.errors import ConfigError, UserError
 from hksd.objective import verify
+from search import samplers
 from search.arms import arms
 from search.costs import Meter, within
 from search.records import STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
@@ -71,7 +74,8 @@ class Ledger:
         self.given: set[str | None] = set()  # arms that were given out
         self.stopping, self.exhausted, self.trained = False, False, 0
         self._take_over()
-        self.study.sampler = _sampler(space, len(self._trials()))
+        self.study.sampler = samplers.make(space, self._trials())
+        self.thinned = samplers.chosen(space)[0] in samplers.THINNED
 
     def _trials(self) -> list[FrozenTrial]:
         trials: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
@@ -109,8 +113,12 @@ class Ledger:
 
     def next(self) -> Assignment | None:
         """Hand out the next trial to train, or None when the budget, the space or the patience ends here."""
-        for _ in range(PATIENCE):
+        walks = isinstance(self.study.sampler, samplers.GridSampler)  # it knows its end, however many are refused
+        for _ in itertools.count() if walks else range(PATIENCE):
             if self.stopping or self.trained + len(self.live) >= self.space.search.trials:
+                return None
+            if walks and self._walked():
+                self.exhausted = True
                 return None
             with self.storage.together():
                 trial, assignment = self._take()
@@ -124,9 +132,14 @@ class Ledger:
         log.warning("%d draws in a row were refused: the space holds nothing new within the limits", PATIENCE)
         return None
 
+    def _walked(self) -> bool:
+        """Whether every point of the grid was given out, every arm too, and nothing waits to go on."""
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return self.study.sampler.exhausted and not waiting and self.given >= self.arms.keys()
+
     def _take(self) -> tuple[optuna.Trial, Assignment | None]:
         """Ask for a trial and take it in, or refuse it."""
-        with self.storage.sampling():
+        with self.storage.sampling() if self.thinned else nullcontext():
             trial = self.study.ask()
             attributes = self._attributes(trial)
             if known := attributes.get("facts"):
@@ -245,13 +258,3 @@ class Ledger:
     def records(self) -> list[Record]:
         """All trials of the study."""
         return [record(trial) for trial in self._trials()]
-
-
-def _sampler(space: Space, asked: int) -> optuna.samplers.BaseSampler:
-    """The sampler; its seed depends on the number of trials so far, or a resumed search would repeat its draws."""
-    seed = space.search.seed + 7919 * asked
-    if space.search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)

@@ -128,8 +128,10 @@ class StudyStorage(JournalStorage):  # type: ignore[misc]
             self._ended.append(trial)
 
 
-def thinned(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
-    """`SEEN` of many trials: the `BEST` complete ones, and of the others some at even distances.
+def thinned(
+    trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], seen: int = SEEN, most: int = BEST
+) -> list[FrozenTrial]:
+    """`seen` of more trials: the `most` best complete ones, and of the others some at even distances.
 
     Best are those that the fewest others beat in every objective; with one objective, the highest in rank.
     """
@@ -137,8 +139,8 @@ def thinned(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection])
     signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in directions]
     values = np.array([trial.values for trial in complete]).reshape(len(complete), len(signs)) * signs
     beaten = [int(np.all(values < value, axis=1).sum()) for value in values]
-    best = {complete[index].number for index in np.argsort(beaten, kind="stable")[:BEST]}
+    best = {complete[index].number for index in np.argsort(beaten, kind="stable")[:most]}
     others = [trial for trial in trials if trial.number not in best]
-    places = np.linspace(0, len(others) - 1, SEEN - len(best)).round().astype(int)
+    places = np.linspace(0, len(others) - 1, seen - len(best)).round().astype(int)
     chosen = best | {others[place].number for place in places}
     return [trial for trial in trials if trial.number in chosen]

@@ -1,0 +1,113 @@
+"""How draws are made: the sampler of a study by name, and the rule of `auto`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
+
+from hksd.errors import UserError
+from search import grid
+from search.evolution import NSGA2, NSGA3, divisions, population
+from search.parameters import parameters
+from search.space import Space
+from search.surrogate import Surrogate
+
+SEED_STEP = 7919  # between the seeds of samplers of the same search: a prime, so that seeds of searches do not meet
+THINNED = ("tpe",)  # samplers that are shown a part of many trials (`search.storage`); the others see to it themselves
+
+
+class GridSampler(BaseSampler):  # type: ignore[misc]
+    """Walks the grid; where it stands is written beside each trial, so that a search that is resumed goes on there.
+
+    Args:
+        space: the space.
+        trials: the trials of the study so far.
+    """
+
+    KEY = "grid:wheels"
+
+    def __init__(self, space: Space, trials: Sequence[FrozenTrial]):
+        self._space = space
+        self._next: list[int] | None = []
+        self._given: tuple[int, dict[str, Any]] = (-1, {})
+        walked = [trial.system_attrs[self.KEY] for trial in trials if self.KEY in trial.system_attrs]
+        if walked:
+            self._next = grid.draw(space, walked[-1]).turned()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every point was given out."""
+        return self._next is None
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """None: which parameters a point has is found by asking for them."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Nothing; see `infer_relative_search_space`."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The value of the point that the trial was given.
+
+        Raises:
+            UserError: every point was given out.
+        """
+        if self._given[0] != trial._trial_id:
+            self._given = trial._trial_id, self._point(study, trial)
+        return self._given[1][param_name]
+
+    def _point(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        if self.KEY in trial.system_attrs:  # its process died while it was drawn
+            return grid.draw(self._space, trial.system_attrs[self.KEY]).answers
+        if self._next is None:
+            raise UserError("every point of the grid was given out")
+        odometer = grid.draw(self._space, self._next)
+        study._storage.set_trial_system_attr(trial._trial_id, self.KEY, odometer.wheels)
+        self._next = odometer.turned()
+        return odometer.answers
+
+
+def make(space: Space, trials: Sequence[FrozenTrial]) -> BaseSampler:
+    """The sampler of a space for a study with these trials.
+
+    Its seed depends on their number, or a search that is resumed would repeat its draws.
+    """
+    settings, (name, _) = space.search, chosen(space)
+    seed, size = settings.seed + SEED_STEP * len(trials), population(settings.trials)
+    objectives = [settings.maximize, *settings.minimize]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "grid":
+            return GridSampler(space, trials)
+        if name == "random":
+            return RandomSampler(seed=seed)
+        if name == "gp":
+            return Surrogate(parameters(space), objectives, seed)
+        if name == "nsga2":
+            return NSGA2(parameters(space), population_size=size, seed=seed)
+        if name == "nsga3":
+            parts = divisions(len(objectives), size)
+            return NSGA3(parameters(space), population_size=size, dividing_parameter=parts, seed=seed)
+        return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+
+
+def chosen(space: Space) -> tuple[str, str]:
+    """The sampler of a space and the reason for it, in words; what `auto` becomes is measured in docs/samplers.md."""
+    settings = space.search
+    if settings.sampler != "auto":
+        return settings.sampler, "as the space says"
+    points = grid.count(space, settings.trials) if settings.grid_points is None else None
+    if points is not None:
+        return "grid", f"{points} configurations are no more than {settings.trials} trials"
+    return "tpe", "TODO"
