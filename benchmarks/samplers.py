@@ -3,8 +3,9 @@
 The ledger, the limits, the arms and the samplers are the real ones; only the training is replaced by a function of the
 configuration. Each seed makes another function over the ranges of the space: an optimum inside each range of numbers
 and a bonus for each choice, some of them important and most hardly, a gain for each term that is present (less what
-its knobs lose), a learning rate whose optimum moves with the width, a gain with the logarithm of the parameters, and noise of 0.4 points
-as another seed of training makes it. The same functions serve all samplers, so differences are taken pair by pair.
+its knobs lose), a learning rate whose optimum moves with the width, a gain with the logarithm of the parameters, and
+noise of 0.4 points, as another seed of training makes it. The same functions serve all samplers, so differences are
+taken pair by pair.
 
 The value of a search is what the drawn trial that a search takes for the best has without the noise; with `minimize`,
 the hypervolume of the front over (accuracy above 0.6, decades of parameters below 1e6).
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 from common import paired, save, summary
 
-from hksd.config import RunConfig, config_hash, flatten
+from hksd.config import RunConfig, canonical, config_hash, flatten
 from search import space as spaces
 from search.costs import Meter, check_feasible
 from search.ranges import Range
@@ -91,7 +92,7 @@ class Surface:
 
     def __call__(self, config: RunConfig, params: float, noise: float = 0.0) -> float:
         """Accuracy of a configuration whose student has `params` parameters."""
-        flat, active = flatten(config), config.terms.active()
+        flat, active = flatten(canonical(config)), config.terms.active()
         value = 0.85 + 0.03 * math.log10(params / 3e4) + sum(self._gains.get(name, 0.0) for name in active)
         for name, spread in self._ranges.items():
             if name not in flat or (name.startswith("terms.") and name.split(".")[1] not in active):
