@@ -93,7 +93,7 @@ class Surface:
     def __call__(self, config: RunConfig, params: float, noise: float = 0.0) -> float:
         """Accuracy of a configuration whose student has `params` parameters."""
         flat, active = flatten(canonical(config)), config.terms.active()
-        value = 0.85 + 0.03 * math.log10(params / 3e4) + sum(self._gains.get(name, 0.0) for name in active)
+        value = 0.75 + 0.03 * math.log10(params / 3e4) + sum(self._gains.get(name, 0.0) for name in active)
         for name, spread in self._ranges.items():
             if name not in flat or (name.startswith("terms.") and name.split(".")[1] not in active):
                 continue
