@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from hksd.errors import RunError, Stopped, UserError
-from search.commands import doctor, evaluate, export, methods, search, space, status, teacher, train
+from search.commands import doctor, evaluate, export, import_study, methods, search, space, status, teacher, train
 from search.commands.options import FAILED, INTERRUPTED, USER_ERROR
 
 
@@ -67,9 +67,9 @@ app = typer.Typer(
     help="Search for the best small student of a teacher network.\n\nStart with `hksd search quickstart`.",
 )
 
-for _command in (doctor, methods, space, teacher, train, search, status, export, evaluate):
+for _command in (doctor, methods, space, teacher, train, search, status, export, evaluate, import_study):
     _name = _command.__name__.rpartition(".")[2]
-    app.command(_name, epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
+    app.command(_name.replace("_", "-"), epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
 
 
 def main() -> None:

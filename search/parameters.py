@@ -53,8 +53,8 @@ class _Recorder:
         return self.middle
 
 
-def parameters(space: Space) -> Mapping[str, Parameter]:
-    """The parameters of a space by name, without those that have one value only."""
+def parameters(space: Space, prefix: str = "") -> Mapping[str, Parameter]:
+    """The parameters of a space by name; names begin with `prefix`."""
     recorder = _Recorder()
     if space.alternatives:
         names = tuple(space.alternatives)
@@ -68,4 +68,9 @@ def parameters(space: Space) -> Mapping[str, Parameter]:
                 recorder.middle, recorder.off = PRESENT, plain.off(path[:-1])
                 recorder.suggest_float(plain.parameter(path[:-1]) + ABSENCE, 0.0, 1.0)
                 recorder.off = None
-    return {name: one for name, one in recorder.found.items() if not one.distribution.single()}
+    return {prefix + name: one for name, one in recorder.found.items()}
+
+
+def varying(found: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """Those of the parameters that have more than one value."""
+    return {name: one for name, one in found.items() if not one.distribution.single()}

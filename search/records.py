@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # Optuna is imported by what needs a study: a single run know
     from search.storage import StudyStorage
 
 STUDY_FILE, STUDY_NAME = "study.journal", "search"
-Status = Literal["complete", "pruned", "failed", "rejected", "duplicate", "running", "interrupted"]
+Status = Literal["complete", "pruned", "failed", "rejected", "duplicate", "running", "interrupted", "imported"]
 
 
 @dataclass(frozen=True)

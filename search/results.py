@@ -18,10 +18,13 @@ from hksd.errors import UserError
 from hksd.export import Row
 from hksd.train import WEIGHTS_FILE
 from search.arms import ARMS
+from search.costs import shown
 from search.records import Record, read_records, trial_folder
 
 FACTS_FILE, EXPORT_FOLDER = "search.json", "export"
-STATUSES = ("complete", "pruned", "failed", "rejected", "duplicate")
+TRAINED = ("complete", "pruned", "failed")
+STATUSES = (*TRAINED, "rejected", "duplicate")
+EPSILON = 1e-9  # of an accuracy: sums of shares do not end in exact numbers
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,37 @@ class SearchFolder:
 
     @property
     def best(self) -> Record | None:
-        """The best trial: highest validation accuracy among full-length ones; then fewer parameters, then earlier."""
-        return best(self.records)
+        """The best trial among full-length ones; see `best`."""
+        return best(self.records, self.target, self.facts.get("minimize", ()))
+
+    @property
+    def target(self) -> float | None:
+        """The accuracy that a student has to reach (`search.max_drop`), or None."""
+        drop = self.facts.get("max_drop")
+        return None if drop is None else target(self.facts["teacher"]["accuracy"], drop)
+
+    def verdict(self) -> str | None:
+        """What came of `search.max_drop`, in words."""
+        if self.target is None or (found := self.best) is None:
+            return None
+        drop, lost = self.facts["max_drop"], self.facts["teacher"]["accuracy"] - (found.val_accuracy or 0.0)
+        if lost <= drop / 100 + EPSILON:
+            cost = self.facts["minimize"][0]
+            value = shown(cost, found.costs[cost])
+            return f"the smallest student within {drop:g} points of the teacher is trial {found.number}: {cost} {value}"
+        return (
+            f"no student came within {drop:g} points of the teacher: the most accurate, trial {found.number}, lies "
+            f"{100 * lost:.2f} points below it; more epochs, trials or larger students may help"
+        )
 
     def arm(self, name: str) -> Record | None:
-        """The trial of an arm, however it stands."""
-        return next((record for record in self.records if record.arm == name), None)
+        """The best trial of an arm, or its first when none is complete."""
+        own = [record for record in self.records if record.arm == name]
+        return best(own) or next(iter(own), None)
+
+    def arm_names(self) -> list[str]:
+        """The arms of the search, in their order."""
+        return [] if self.facts.get("arms") == "none" else list(ARMS)
 
     def front(self) -> list[Record]:
         """The trials that no other beats in every objective, by falling accuracy."""
@@ -65,13 +93,26 @@ class SearchFolder:
                     f"best student (trial {chosen.number})" if chosen == self.best else f"trial {chosen.number}", chosen
                 )
             )
-        rows += [_row(f"arm: {name}", self.arm(name)) for name in ARMS]
+        for name in self.arm_names():
+            count = sum(r.arm == name for r in self.records if r.status in TRAINED)
+            rows.append(_row(f"arm: {name}" + (f", best of {count}" if count > 1 else ""), self.arm(name)))
         return rows
 
 
-def best(records: Sequence[Record]) -> Record | None:
-    """See `SearchFolder.best`."""
+def target(teacher: float, max_drop: float) -> float:
+    """The accuracy (0 to 1) of a student that loses at most `max_drop` points against a teacher of that accuracy."""
+    return teacher - max_drop / 100 - EPSILON
+
+
+def best(records: Sequence[Record], target: float | None = None, minimize: Sequence[str] = ()) -> Record | None:
+    """The best of the full-length trials.
+
+    It has the highest validation accuracy; of equal ones the fewest parameters, and came first. With a `target` it is
+    the one with the smallest first cost in `minimize` among those that reach it, where there are any.
+    """
     complete = [r for r in records if r.status == "complete"]
+    if target is not None and (good := [r for r in complete if (r.val_accuracy or 0.0) >= target]):
+        return min(good, key=lambda r: (r.costs[minimize[0]], -(r.val_accuracy or 0.0), r.number))
     return max(complete, key=lambda r: (r.val_accuracy or 0.0, -(r.params or 0), -r.number), default=None)
 
 
@@ -163,7 +204,15 @@ def export_trial(
     student, metadata = load_student(config, data, trial_folder(search.folder, chosen.number) / WEIGHTS_FILE)
     tally = ", ".join(f"{count} {status}" for status, count in counts(search.records).items() if count)
     origin = f"Trial {chosen.number} of the search `{search.name}` (trials: {tally})."
-    notes = ["The arms use the largest student within the limits and the middle of every range; they were not tuned."]
+    notes = []
+    if search.arm_names():
+        tuned = search.facts.get("arms") == "tuned"
+        notes.append(
+            "The arms began with the largest student within the limits and the middle of every range"
+            + (", and then had as many draws each as the search itself." if tuned else "; they were not tuned.")
+        )
+    if verdict := search.verdict():
+        notes.append(verdict[0].upper() + verdict[1:] + ".")
     if chosen.arm:
         notes.append(f'This student is the arm "{chosen.arm}": no drawn trial was better.')
     where = to or search.folder / EXPORT_FOLDER

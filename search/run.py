@@ -6,25 +6,26 @@ import csv
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hksd import budget, loop
 from hksd import data as datasets
 from hksd import teacher as teachers
-from hksd.config import dump, flatten
+from hksd.config import StudentConfig, dump, flatten
 from hksd.data import DataSet
 from hksd.errors import RunError, Stopped
 from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
-from search import ray_env, tracking
+from search import arms, ray_env, samplers, tracking, warm_start
 from search.console import Display, relative
 from search.costs import Meter, check_feasible
 from search.records import Record
-from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search
+from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search, target
 from search.sampling import check_knowledge
 from search.searcher import Events, Ledger
 from search.session import (
@@ -53,6 +54,7 @@ class Outcome:
         trials: number of trials by status.
         best: facts of the best trial.
         arms: facts of the arms by name.
+        verdict: what came of `search.max_drop`, in words.
         front: facts of the trials on the front, when there are several objectives.
         rows: the comparison table.
         wall_s: seconds since the start of this call.
@@ -65,6 +67,7 @@ class Outcome:
     trials: dict[str, int]
     best: dict[str, Any]
     arms: dict[str, Any]
+    verdict: str | None
     front: list[dict[str, Any]]
     rows: list[Row]
     wall_s: float
@@ -82,6 +85,7 @@ def search(
     resume: bool = False,
     address: str | None = None,
     tracking_uri: str | None = None,
+    warm: Sequence[str] = (),
 ) -> Outcome:
     """Run a search to its end.
 
@@ -93,6 +97,7 @@ def search(
         resume: continue the search of that name.
         address: Ray cluster; None starts a private Ray here.
         tracking_uri: MLflow store; None takes the SQLite file below `runs`.
+        warm: names of earlier searches below `runs` that a new one starts from.
 
     Raises:
         UserError: wrong space, name, data, folder or cluster.
@@ -101,27 +106,31 @@ def search(
     """
     start = time.monotonic()
     folder = choose_folder(space, runs, name, resume)
+    earlier = [open_search(runs, one) for one in warm]
     # Faults of data and limits come before the folder of the search is made.
     data = datasets.load(space.middle({}).data, runs / IMAGES)
     meter = Meter(loop.image_shape(data))
     largest = check_feasible(space, meter)
     check_knowledge(space, loop.image_shape(data))
-    resume_command = how_to_resume(folder, name, runs, address, tracking_uri)
+    resume_command = how_to_resume(name, runs, address, tracking_uri)
     with locked(folder), interruptible(display) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
         try:
-            teacher = teachers.prepare(
-                space.middle({}), data, cache_dir=(runs / TEACHERS).resolve(), on_progress=display.teacher
-            )
+            teacher = _teacher(space, largest, data, runs, display)
         except KeyboardInterrupt:
             raise Stopped(resume_command) from None
         teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
         facts = _facts(space, name, data, teacher) | {"teaching": teaching.facts()}
+        taken = [warm_start.take(space, one, data.fingerprint, teacher.key) for one in earlier]
+        facts["warm_start"] = [one.facts() for one in taken]
         if resume:
-            facts["space"] = open_search(runs, name).facts.get("space", facts["space"])
+            before = open_search(runs, name).facts
+            facts |= {key: before[key] for key in ("space", "warm_start") if key in before}
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         display.line(_teacher_line(facts["teacher"], teacher))
         display.line(str(teaching))
+        for text in (samplers.told(space), *map(str, taken)):
+            display.line(text)
         uri = tracking.store(tracking_uri, runs)
         tracker = tracking.Tracker(uri, folder, name)
         tracker.start_search(_parent_params(space, facts), resolved(space))
@@ -130,7 +139,9 @@ def search(
             reported=[tracker.epoch, display.reported],
             ended=[tracker.end_trial, display.ended],
         )
-        ledger = Ledger(space, folder.resolve(), meter, largest, events)
+        drop = space.search.max_drop
+        goal = None if drop is None else target(teacher.accuracy, drop)
+        ledger = Ledger(space, folder.resolve(), meter, largest, events, goal, taken)
         display.take_over(ledger.records())
         interrupt.ledger = ledger
         status = "FAILED"
@@ -158,6 +169,13 @@ def search(
         return _outcome(found, start, where, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
 
 
+def _teacher(space: Space, largest: StudentConfig, data: DataSet, runs: Path, display: Display) -> Teacher:
+    """The teacher of the search; a published run of an arm may want estimators of its own."""
+    wanted = [config for config in arms.arms(space, largest).values() if config.terms.teacher_needs]
+    prepare = partial(teachers.prepare, data=data, cache_dir=(runs / TEACHERS).resolve(), on_progress=display.teacher)
+    return [prepare(config) for config in (*wanted, space.middle({}))][-1]
+
+
 def _train(ledger: Ledger, data: DataSet, folder: Path, runs: Path, address: str | None, display: Display) -> None:
     """Start Ray and train; Ray is imported only here, after its environment is set."""
     ray_env.prepare(address)
@@ -181,7 +199,8 @@ def _outcome(found: SearchFolder, start: float, where: Path, seen: dict[str, Any
         name=found.name,
         trials=counts(found.records),
         best=_public(best),
-        arms={record.arm: _public(record) for record in found.records if record.arm},
+        arms={name: _public(record) for name in found.arm_names() if (record := found.arm(name))},
+        verdict=found.verdict(),
         front=[_public(record) for record in found.front()] if found.facts["minimize"] else [],
         rows=found.rows(),
         wall_s=time.monotonic() - start,
@@ -209,6 +228,8 @@ def _facts(space: Space, name: str, data: DataSet, teacher: Teacher) -> dict[str
         "name": name,
         "space": space.name,
         "minimize": list(space.search.minimize),
+        "max_drop": space.search.max_drop,
+        "arms": space.search.arms,
         "limits": dump(space.search.limits),
         "epochs": space.tree["train"]["epochs"],
         "data": {

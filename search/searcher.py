@@ -8,10 +8,9 @@ runs.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +23,16 @@ from hksd.config import RunConfig, StudentConfig, config_hash, dump, from_tree
 from hksd.errors import ConfigError, UserError
 from hksd.objective import verify
 from search import samplers
-from search.arms import arms
+from search.arms import Competitors, Turn
 from search.costs import Meter, within
 from search.records import STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
 from search.space import Space
+from search.warm_start import Taken
+from search.wishes import defaults
 
-PATIENCE = 200  # refused draws in a row after which the space counts as exhausted
+STRIKES = 3  # times that a trial may be let down by its machine
+SHORTFALL = "shortfall"  # attribute: by how much a complete trial misses the accuracy that it has to reach
+WISHES = "wishes"  # attribute of the study: draws that come before those of the sampler
 log = logging.getLogger(__name__)
 
 
@@ -51,10 +54,22 @@ class Ledger:
         meter: measures students for the images of the data.
         largest: student of the arms.
         events: observers.
+        target: accuracy that a student has to reach (`search.max_drop`), or None.
+        warm: what a new search takes over from earlier ones.
     """
 
-    def __init__(self, space: Space, folder: Path, meter: Meter, largest: StudentConfig, events: Events | None = None):
-        self.space, self.meter, self.events = space, meter, events or Events()
+    def __init__(
+        self,
+        space: Space,
+        folder: Path,
+        meter: Meter,
+        largest: StudentConfig,
+        events: Events | None = None,
+        target: float | None = None,
+        warm: Sequence[Taken] = (),
+    ):
+        self.space, self.meter, self.largest, self.target = space, meter, largest, target
+        self.events = events or Events()
         self.objectives = [space.search.maximize, *space.search.minimize]
         mend_journal(folder)
         self.storage = open_storage(folder)
@@ -68,14 +83,27 @@ class Ledger:
                 directions=["maximize", *["minimize"] * len(space.search.minimize)],
             )
             self.study.set_metric_names(self.objectives)
-        self.arms = arms(space, largest)
+        self.competitors = Competitors(space, largest)
         self.live: dict[int, tuple[optuna.Trial, Assignment]] = {}
         self.hashes: dict[str, int] = {}
-        self.given: set[str | None] = set()  # arms that were given out
-        self.stopping, self.exhausted, self.trained = False, False, 0
+        self.stopping, self.exhausted, self.trained, self.wished = False, False, 0, 0
+        if not self._trials():
+            self._begin(warm)
         self._take_over()
-        self.study.sampler = samplers.make(space, self._trials())
-        self.thinned = samplers.chosen(space)[0] in samplers.THINNED
+        self.samplers = samplers.of(self.competitors.spaces, self._trials())
+        self.competitors.walked = samplers.walks(self.samplers)
+
+    def _begin(self, warm: Sequence[Taken]) -> None:
+        """Write down what a new search knows and wishes for before its first trial."""
+        settled = samplers.chosen(self.space)[0] in ("random", "grid") or not self.space.search.enqueue_defaults
+        usual = [] if settled else defaults(self.space, self.largest)
+        earlier = [params for taken in warm for params in taken.wished]
+        wishes = [{"origin": "default", "params": params} for params in usual]
+        with self.storage.together():
+            self.study.add_trials([trial for taken in warm for trial in taken.evidence])
+            self.study.set_user_attr(
+                WISHES, wishes + [{"origin": "warm start", "params": params} for params in earlier]
+            )
 
     def _trials(self) -> list[FrozenTrial]:
         trials: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
@@ -92,6 +120,7 @@ class Ledger:
         what is finished counts.
         """
         for trial in self._trials():
+            self.wished += "origin" in trial.user_attrs
             status, facts = trial.user_attrs.get("status"), trial.user_attrs.get("facts")
             if trial.state == TrialState.RUNNING:
                 if status in ("rejected", "duplicate"):
@@ -103,77 +132,90 @@ class Ledger:
             elif trial.state.is_finished() and status in ("complete", "pruned", "failed"):
                 self.trained += 1
             if facts:
-                self.given.add(facts["arm"])
-                if status not in (None, "duplicate", "rejected"):
+                if facts["origin"] == "arm":
+                    self.competitors.given.add(facts["arm"])
+                if status not in (None, "duplicate", "rejected", "imported"):
                     self.hashes.setdefault(facts["hash"], trial.number)
+                    self.competitors.took(facts["arm"])
 
     def _wait_again(self, trial_id: int) -> None:
         self.storage.set_trial_user_attr(trial_id, "status", "interrupted")
         self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     def next(self) -> Assignment | None:
-        """Hand out the next trial to train, or None when the budget, the space or the patience ends here."""
-        walks = isinstance(self.study.sampler, samplers.GridSampler)  # it knows its end, however many are refused
-        for _ in itertools.count() if walks else range(PATIENCE):
-            if self.stopping or self.trained + len(self.live) >= self.space.search.trials:
-                return None
-            if walks and self._walked():
-                self.exhausted = True
-                return None
+        """Hand out the next trial to train, or None when the budget or the space ends here, or for the moment.
+
+        A trial that runs may come back (see `lost`), so there is nothing more only when nothing runs.
+        """
+        while not self.stopping and self.trained + len(self.live) < self.space.search.trials:
             with self.storage.together():
-                trial, assignment = self._take()
+                turn = self.competitors.turn()
+                if turn is None and not self.storage.waiting():
+                    self.exhausted = self.competitors.spent(None)
+                    return None
+                trial, assignment = self._take(turn or Turn(None))
             if assignment is None:
                 self._announce(trial)
                 continue
             for observer in self.events.started:
                 observer(assignment)
             return assignment
-        self.exhausted = True
-        log.warning("%d draws in a row were refused: the space holds nothing new within the limits", PATIENCE)
         return None
 
-    def _walked(self) -> bool:
-        """Whether every point of the grid was given out, every arm too, and nothing waits to go on."""
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return self.study.sampler.exhausted and not waiting and self.given >= self.arms.keys()
-
-    def _take(self) -> tuple[optuna.Trial, Assignment | None]:
-        """Ask for a trial and take it in, or refuse it."""
-        with self.storage.sampling() if self.thinned else nullcontext():
+    def _take(self, turn: Turn) -> tuple[optuna.Trial, Assignment | None]:
+        """Ask for a trial, which may be one that waits, and take it in, or refuse it."""
+        self.study.sampler = self.samplers.get(turn.arm, self.samplers[None])  # a published run draws nothing
+        if turn == Turn(None) and not self.storage.waiting():
+            self._wish()
+        with nullcontext() if samplers.sees_all(self.study.sampler) else self.storage.sampling():
             trial = self.study.ask()
             attributes = self._attributes(trial)
             if known := attributes.get("facts"):
                 resumed = attributes.get("status") == "interrupted"
-                return trial, self._admit(trial, from_tree(known["config"]), known["arm"], resumed)
-            return trial, self._draw(trial, next((name for name in self.arms if name not in self.given), None))
+                return trial, self._admit(trial, from_tree(known["config"]), known["arm"], known["origin"], resumed)
+            return trial, self._draw(trial, turn)
 
-    def _draw(self, trial: optuna.Trial, arm: str | None) -> Assignment | None:
+    def _wish(self) -> None:
+        """Put the next of the draws that are wished for into the study, where the sampler finds it."""
+        if self.wished < len(wishes := self.study.user_attrs.get(WISHES, [])):
+            wish = wishes[self.wished]
+            self.study.enqueue_trial(wish["params"], user_attrs={"origin": wish["origin"]})
+            self.wished += 1
+
+    def _draw(self, trial: optuna.Trial, turn: Turn) -> Assignment | None:
         """Take in an arm, or a draw; one that makes no valid run (every term absent, say) is refused."""
         try:
-            config = self.arms[arm] if arm else self.space.draw(trial)
+            config = turn.config or self.competitors.draw(turn.arm, trial)
             verify(config, **self.meter.shape)
-        except ConfigError as error:
-            self._refuse(trial, "rejected", "; ".join(str(problem) for problem in error.problems))
-            return None
         except UserError as error:
-            self._refuse(trial, "rejected", str(error))
+            faults = error.problems if isinstance(error, ConfigError) else [error]
+            if turn.config is not None:
+                self.competitors.given.add(turn.arm)
+            self.competitors.refused(turn.arm)
+            self._refuse(trial, "rejected", "; ".join(map(str, faults)))
             return None
-        return self._admit(trial, config, arm, resumed=False)
+        origin = "arm" if turn.config else self._attributes(trial).get("origin", "draw")
+        return self._admit(trial, config, turn.arm, origin, resumed=False)
 
-    def _admit(self, trial: optuna.Trial, config: RunConfig, arm: str | None, resumed: bool) -> Assignment | None:
+    def _admit(
+        self, trial: optuna.Trial, config: RunConfig, arm: str | None, origin: str, resumed: bool
+    ) -> Assignment | None:
         """Take a draw in, or refuse it with its reason."""
         costs, digest = self.meter.costs(config.student), config_hash(config)
         if not resumed:
-            facts = {"arm": arm, "hash": digest, "costs": costs, "config": dump(config)}
+            facts = {"arm": arm, "origin": origin, "hash": digest, "costs": costs, "config": dump(config)}
             trial.set_user_attr("facts", facts)
-            self.given.add(arm)
+            if origin == "arm":
+                self.competitors.given.add(arm)
             broken, twin = within(self.space.search.limits, costs), self.hashes.get(digest)
             if broken or twin is not None:
+                self.competitors.refused(arm)
                 if broken:
                     self._refuse(trial, "rejected", f"outside the limits: {', '.join(broken)}")
                 else:
                     self._refuse(trial, "duplicate", f"the same configuration as trial {twin}", twin)
                 return None
+            self.competitors.took(arm)
         trial.set_user_attr("status", "running")
         self.hashes[digest] = trial.number
         assignment = Assignment(trial.number, config, arm, costs, resumed)
@@ -223,11 +265,27 @@ class Ledger:
                 self._conclude(trial, "failed", TrialState.FAIL, reason=reason)
             elif through:
                 values = {"val_accuracy": progress["val_accuracy"], **assignment.costs}
+                if self.target is not None:
+                    trial.set_user_attr(SHORTFALL, self.target - progress["val_accuracy"])
                 self._conclude(trial, "complete", TrialState.COMPLETE, [values[name] for name in self.objectives])
             elif self.stopping:
                 self._wait_again(trial._trial_id)
             else:
                 self._conclude(trial, "pruned", TrialState.PRUNED)
+        self._announce(trial)
+
+    def lost(self, number: int, reason: str) -> None:
+        """A trial was let down by its machine: it waits to be tried again, and has failed at the third time."""
+        trial, _ = self.live[number]
+        strikes = [*self._attributes(trial).get("strikes", []), reason]
+        if len(strikes) >= STRIKES:
+            self.finish(number, f"{len(strikes)} times, the last time: {reason}")
+            return
+        del self.live[number]
+        with self.storage.together():
+            trial.set_user_attr("strikes", strikes)
+            self._wait_again(trial._trial_id)
+        log.warning("trial %d: %s; it is tried again from its last checkpoint", number, reason)
         self._announce(trial)
 
     def _conclude(

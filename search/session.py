@@ -17,8 +17,9 @@ from filelock import FileLock, Timeout
 from hksd.checkpoint import write_atomically
 from hksd.config import dump
 from hksd.data import store
-from hksd.errors import UserError
+from hksd.errors import UserError, nearest
 from hksd.schema import parse_yaml, to_yaml
+from search import space as spaces
 from search.console import Display, relative
 from search.space import Space
 
@@ -34,6 +35,39 @@ RESERVED = {TEACHERS, IMAGES, "mlflow-artifacts", "mlflow.db"}
 def new_name(space: Space) -> str:
     """A fresh name: the space and the time."""
     return f"{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def chosen(
+    given: str, name: str | None, runs: Path, overrides: list[str], going_on: bool, extend: int
+) -> tuple[Space, str]:
+    """The space and the name of a search, from what the user typed.
+
+    Args:
+        given: a space, or the name of an earlier search that goes on.
+        name: name of the search, when it was given apart.
+        runs: folder of all searches.
+        overrides: ``a.b=value``.
+        going_on: an earlier search goes on.
+        extend: trials that it gets in addition.
+
+    Raises:
+        UserError: no such space or search.
+    """
+    if not going_on:
+        space = spaces.load(given, overrides)
+        return space, name or new_name(space)
+    if name is None and Path(given).is_file():
+        raise UserError(f"{given}: which search goes on? `hksd search NAME --resume`, or this file with --name NAME")
+    name = name or given
+    file = runs / name / SPACE_FILE
+    if not file.exists():
+        known = sorted(path.parent.name for path in runs.glob(f"*/{SPACE_FILE}"))
+        listed = f" (there are: {', '.join(known)})" if known else ""
+        raise UserError(f"{runs / name}: no search to go on with{nearest(name, known)}{listed}")
+    space = spaces.load(str(file if given == name else given), overrides)
+    if extend:
+        space = space.with_trials(spaces.load(str(file)).search.trials + extend)
+    return space, name
 
 
 def resolved(space: Space) -> str:
@@ -66,8 +100,7 @@ def choose_folder(space: Space, runs: Path, name: str, resume: bool) -> Path:
             )
     elif folder.exists():
         raise UserError(
-            f"{folder} exists already: continue it with `hksd search {relative(folder / SPACE_FILE)} --name {name} "
-            "--resume`, or choose another --name"
+            f"{folder} exists already: continue it with `hksd search {name} --resume`, or choose another --name"
         )
     return folder
 
@@ -128,9 +161,9 @@ def interruptible(display: Display) -> Iterator[Interrupt]:
             signal.signal(number, old)
 
 
-def how_to_resume(folder: Path, name: str, runs: Path, address: str | None, uri: str | None) -> str:
+def how_to_resume(name: str, runs: Path, address: str | None, uri: str | None) -> str:
     """The command that continues a search."""
-    words = ["hksd", "search", relative(folder / SPACE_FILE), "--name", name]
+    words = ["hksd", "search", name]
     words += [] if runs == Path("runs") else ["--runs", relative(runs)]
     words += ["--address", address] if address else []
     words += ["--tracking-uri", uri] if uri and "@" not in uri else []  # a password does not belong on the screen

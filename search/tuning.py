@@ -42,7 +42,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         assert self.ledger is not None
         assignment = self.ledger.next()
         if assignment is None:
-            return Searcher.FINISHED
+            # A trial that runs may be lost and come back: asked again later.
+            return None if self.ledger.live and not self.ledger.stopping else Searcher.FINISHED
         self.numbers[trial_id] = assignment.number
         return {"number": assignment.number, "config": json.dumps(dump(assignment.config)), "arm": assignment.arm or ""}
 
@@ -163,7 +164,7 @@ def pack(ledger: Ledger, data: DataSet, cache_dir: Path) -> Packing:
     space, have = ledger.space, ray.cluster_resources()
 
     def try_out() -> Usage:
-        config = space.middle({"student": dump(next(iter(ledger.arms.values())).student)})
+        config = space.middle({"student": dump(ledger.largest)})
         run = ray.remote(num_gpus=1, max_calls=1)(packing.measured)  # its process ends and leaves no memory occupied
         usage: Usage = ray.get(run.remote(config, data, cache_dir))
         return usage

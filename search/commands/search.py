@@ -15,10 +15,29 @@ EXAMPLE = "`hksd search quickstart --trials 12 --name first`"
 
 
 def search(
-    name_of_space: Annotated[str, typer.Argument(metavar="SPACE", help="Name of a shipped space, or a path.")],
+    given: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPACE", help="Name of a shipped space, or a path; with --resume or --extend the name of a search."
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="Name of the search; default the space and the time.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials to train, in place of the space's number.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search of that name.")] = False,
+    extend: Annotated[
+        int, typer.Option(min=1, metavar="TRIALS", help="Continue it with that many trials more.", show_default=False)
+    ] = 0,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="POINTS", help="Find the smallest student that loses at most that many points."),
+    ] = None,
+    arms: Annotated[
+        str | None, typer.Option(metavar="fixed|tuned|none", help="What to measure against; see docs/arms.md.")
+    ] = None,
+    warm_start: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Start from an earlier search below --runs; may be given many times."),
+    ] = None,
     address: Address = None,
     tracking_uri: TrackingUri = None,
     overrides: Overrides = None,
@@ -27,22 +46,28 @@ def search(
 ) -> None:
     """Search, log every trial in MLflow, export the best student."""
     from search import console, run, session, tracking
-    from search import space as spaces
 
     output = Output(as_json)
-    parsed = spaces.load(name_of_space, overrides or []).with_trials(trials)
-    if resume and name is None:
-        raise UserError("--resume needs --name: which search?")
+    options = {"max_drop": max_drop, "arms": arms}
+    changes = [*(overrides or []), *(f"search.{key}={value}" for key, value in options.items() if value is not None)]
+    if extend and trials:
+        raise UserError("--extend adds trials and --trials sets their number; give one of them")
+    going_on = resume or extend > 0
+    if going_on and warm_start:
+        raise UserError("--warm-start is for the start of a search; one that goes on keeps what it took over then")
+    parsed, name = session.chosen(given, name, runs, changes, going_on, extend)
+    parsed = parsed.with_trials(trials)
     display = console.Display(output.console, parsed.search.trials)
     try:
         outcome = run.search(
             parsed,
-            name=name or session.new_name(parsed),
+            name=name,
             runs=runs,
             display=display,
-            resume=resume,
+            resume=going_on,
             address=address,
             tracking_uri=tracking_uri,
+            warm=list(dict.fromkeys(warm_start or [])),
         )
     finally:
         display.close()
@@ -54,6 +79,8 @@ def search(
         out.print(
             f"exported to {console.relative(outcome.export)} (best.yaml, student.safetensors, student.pt2, card.md)"
         )
+        if outcome.verdict:
+            out.print(outcome.verdict, highlight=False)
         if outcome.front:
             out.print(
                 f"front of {len(outcome.front)}: trials {', '.join(str(r['trial']) for r in outcome.front)}; "
@@ -63,5 +90,5 @@ def search(
         for line in tracking.how_to_look(seen["uri"], console.program("mlflow"), seen["experiment"]):
             out.print(line, highlight=False)
 
-    keys = ("name", "trials", "best", "arms", "front", "wall_s", "device_s", "export", "tracking")
+    keys = ("name", "trials", "best", "arms", "verdict", "front", "wall_s", "device_s", "export", "tracking")
     output.give({key: getattr(outcome, key) for key in keys}, show)

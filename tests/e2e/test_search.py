@@ -28,7 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, write_space: Make) -> Path:
         folder / "space.yaml",
         student={"width": {"choice": [0.25, 0.5, 2.0]}},
         train={"lr": {"choice": [0.1, 0.05, 0.2, 1.0e9]}},
-        search={"trials": 6, "limits": {"params": 25_000}, "scheduler": {"asha": {"grace_epochs": 1}}},
+        search={"trials": 8, "limits": {"params": 25_000}, "scheduler": {"asha": {"grace_epochs": 1}}},
     )
     return folder
 
@@ -60,10 +60,10 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 def test_the_result_keeps_the_contract_of_the_command_line(first: dict[str, Any], runs: Path, facts: Make) -> None:
     assert first["name"] == NAME
     assert first["trials"].keys() == {"complete", "pruned", "failed", "rejected", "duplicate"}
-    assert sum(first["trials"][key] for key in ("complete", "pruned", "failed")) == 6
+    assert sum(first["trials"][key] for key in ("complete", "pruned", "failed")) == 8
     assert first["trials"]["rejected"] >= 1
     assert {"trial", "val_accuracy", "params", "mflops", "config"} <= first["best"].keys()
-    assert first["arms"].keys() == {"no distillation", "standard KD"}
+    assert list(first["arms"]) == ["no distillation", "standard KD", "attention transfer", "paper preset"]
     assert first["device_s"] > 0
     assert first["wall_s"] > 0
     assert Path(first["export"]).is_dir()
@@ -75,7 +75,7 @@ def test_the_result_keeps_the_contract_of_the_command_line(first: dict[str, Any]
 def test_study_store_and_folder_agree_and_nothing_runs(first: dict[str, Any], runs: Path, facts: Make) -> None:
     found = facts(runs, NAME)
     found.must_agree()
-    assert len(found.children) == 6
+    assert len(found.children) == 8
     for status, count in first["trials"].items():
         assert sum(record.status == status for record in found.records) == count
     assert found.parent.info.status == "FINISHED"

@@ -26,7 +26,7 @@ BASE: Mapping[str, Any] = {
         "kd": {"weight": {"log_uniform": [0.1, 10], "off": 0.3}, "temperature": {"uniform": [1, 8]}},
     },
     "train": {"epochs": 3, "lr": {"log_uniform": [0.01, 0.3]}},
-    "search": {"trials": 6, "sampler": "random"},
+    "search": {"trials": 8, "sampler": "random"},
 }
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -122,9 +122,9 @@ def test_the_table_holds_teacher_best_student_and_arms(search: Make) -> None:
         "best student (trial 2)",
         *(f"arm: {name}" for name in ARMS),
     ]
-    assert [row.val_accuracy for row in rows] == [0.9, 0.7, 0.5, 0.6]
-    assert [row.params for row in rows] == [1000, 90, 100, 100]
-    assert [row.model for row in rows] == ["resnet20", *["resnet14 w0.5"] * 3]
+    assert [row.val_accuracy for row in rows] == [0.9, 0.7, 0.5, 0.6, None, None]
+    assert [row.params for row in rows] == [1000, 90, 100, 100, None, None]
+    assert [row.model for row in rows[:4]] == ["resnet20", *["resnet14 w0.5"] * 3]
 
 
 def test_an_arm_that_is_not_there_yet_or_did_not_finish_stands_in_the_table_without_an_accuracy(search: Make) -> None:
@@ -135,7 +135,47 @@ def test_an_arm_that_is_not_there_yet_or_did_not_finish_stands_in_the_table_with
     assert rows[f"arm: {STANDARD_KD}"].model == "not trained yet"
     assert rows[f"arm: {STANDARD_KD}"].val_accuracy is None
     running = search([made(0, 0.99, arm=NO_DISTILLATION, status="running")])
-    assert [row.val_accuracy for row in running.rows()] == [0.9, None, None]
+    assert [row.val_accuracy for row in running.rows()] == [0.9, *[None] * len(ARMS)]
+
+
+def test_of_an_arm_with_several_trials_the_best_counts_and_the_table_says_of_how_many(search: Make) -> None:
+    trials = [
+        made(0, 0.5, arm=STANDARD_KD),
+        made(1, 0.8, arm=STANDARD_KD),
+        made(2, 0.9, arm=STANDARD_KD, status="pruned"),
+    ]
+    rows = {row.name: row for row in search(trials).rows()}
+    assert rows[f"arm: {STANDARD_KD}, best of 3"].val_accuracy == 0.8
+
+
+def test_a_search_without_arms_has_none_in_its_table(search: Make) -> None:
+    found = search([made(0, 0.5)], {**FACTS, "arms": "none"})
+    assert [row.name for row in found.rows()] == ["teacher", "best student (trial 0)"]
+
+
+@pytest.mark.parametrize(
+    ("drop", "number", "said"),
+    [
+        (1.0, 1, "no student came within 1 points of the teacher: the most accurate, trial 1, lies 5.00 points below"),
+        (5.0, 1, "the smallest student within 5 points of the teacher is trial 1: params 300"),
+        (10.0, 3, "the smallest student within 10 points of the teacher is trial 3: params 100"),
+        (20.0, 3, "the smallest student within 20 points of the teacher is trial 3: params 100"),
+    ],
+)
+def test_the_smallest_student_that_loses_no_more_than_asked_wins_else_the_most_accurate(
+    drop: float, number: int, said: str, search: Make
+) -> None:
+    trials = [
+        made(0, 0.84, 200),
+        made(1, 0.85, 300),
+        made(2, 0.8, 100),
+        made(3, 0.83, 100),
+        made(4, 0.9, 10, status="pruned"),
+    ]
+    found = search(trials, {**FACTS, "minimize": ["params"], "max_drop": drop})
+    assert found.best is not None
+    assert found.best.number == number
+    assert found.verdict().startswith(said)
 
 
 def test_the_table_can_show_another_trial_than_the_best(search: Make) -> None:

@@ -18,10 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
+from hksd import config
 from hksd.config import RunConfig, config_hash, from_tree
 from hksd.errors import UserError
-from search import searcher
-from search.arms import ARMS, NO_DISTILLATION, STANDARD_KD
+from search import arms
+from search import space as spaces
+from search.arms import ARMS
 from search.costs import Meter, check_feasible, within
 from search.records import STUDY_FILE, Assignment, Record, label, read_records
 from search.results import front
@@ -67,13 +69,17 @@ def test_the_arms_come_first_with_the_largest_student_within_the_limits(
 ) -> None:
     space = make_space(search={"limits": limits})
     ledger = open_ledger(space)
-    first, second, third = (take(ledger) for _ in range(3))
-    assert (first.arm, second.arm, third.arm) == (NO_DISTILLATION, STANDARD_KD, None)
-    assert first.config.student == second.config.student == check_feasible(space, Meter(shape))
-    assert list(first.config.terms.active()) == ["ce"]
-    assert {name: term.weight for name, term in second.config.terms.items()} == {"ce": 0.1, "kd": 0.9}
-    assert second.config.terms["kd"].temperature == 4.0
-    assert [a.number for a in (first, second, third)] == [0, 1, 2]
+    given = [take(ledger) for _ in range(5)]
+    assert [a.arm for a in given] == [*ARMS, None]
+    assert [a.number for a in given] == [0, 1, 2, 3, 4]
+    none, standard, transfer, preset = (assignment.config for assignment in given[:4])
+    assert {c.student for c in (none, standard, transfer, preset)} == {check_feasible(space, Meter(shape))}
+    assert {c.train for c in (none, standard, transfer, preset)} == {space.middle({}).train}
+    assert list(none.terms.active()) == ["ce"]
+    assert {name: term.weight for name, term in standard.terms.items()} == {"ce": 0.1, "kd": 0.9}
+    assert standard.terms["kd"].temperature == 4.0
+    assert {name: term.weight for name, term in transfer.terms.items()} == {"ce": 1.0, "attention_transfer": 1000.0}
+    assert list(preset.terms) == list(config.load(spaces.find("hksd")).terms)
 
 
 def test_an_arm_that_was_given_out_is_not_given_out_again_after_a_restart(make_space: Make, open_ledger: Make) -> None:
@@ -82,7 +88,7 @@ def test_an_arm_that_was_given_out_is_not_given_out_again_after_a_restart(make_s
     take(first)
     first.interrupt()
     again = open_ledger(space)
-    assert [take(again).arm for _ in range(3)] == [NO_DISTILLATION, STANDARD_KD, None]
+    assert [take(again).arm for _ in range(5)] == [*ARMS, None]
     assert [record.arm for record in again.records()] == [*ARMS, None]
 
 
@@ -209,18 +215,18 @@ def test_draws_outside_the_limits_are_told_but_neither_trained_nor_counted(
 def test_a_space_without_anything_new_stops_by_itself_and_says_so(
     make_space: Make, open_ledger: Make, train: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher, "PATIENCE", 25)
+    monkeypatch.setattr(arms, "PATIENCE", 25)
     space = make_space(**TINY, search={"trials": 50})
     ledger = open_ledger(space)
     given_out = spend(ledger, train)
-    # Two arms with the largest student, of which the first is a draw of the space too, and one smaller student.
-    assert len(given_out) == ledger.trained == 3
-    assert len({config_hash(assignment.config) for assignment in given_out}) == 3
+    # Arms with the largest student, of which the first is a draw of the space too, and one smaller student.
+    assert len(given_out) == ledger.trained == 5
+    assert len({config_hash(assignment.config) for assignment in given_out}) == 5
     assert ledger.exhausted
     records = ledger.records()
     by_number = {record.number: record for record in records}
     duplicates = [record for record in records if record.status == "duplicate"]
-    assert 25 <= len(duplicates) == len(records) - 3 <= 75
+    assert 25 <= len(duplicates) == len(records) - 5 <= 75
     for record in duplicates:
         twin = int(str(record.reason).rsplit(" ", 1)[1])
         assert by_number[twin].status == "complete"
@@ -233,19 +239,19 @@ def test_a_space_without_anything_new_stops_by_itself_and_says_so(
 def test_an_exhausted_space_still_ends_when_it_is_continued(
     make_space: Make, open_ledger: Make, train: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher, "PATIENCE", 10)
+    monkeypatch.setattr(arms, "PATIENCE", 10)
     space = make_space(**TINY, search={"trials": 50})
     spend(open_ledger(space), train)
     again = open_ledger(space)
     assert spend(again, train) == []
     assert again.exhausted
-    assert again.trained == 3
+    assert again.trained == 5
 
 
 def test_the_patience_is_with_refusals_in_a_row_and_not_with_all_of_them(
     make_space: Make, open_ledger: Make, train: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher, "PATIENCE", 12)
+    monkeypatch.setattr(arms, "PATIENCE", 12)
     ledger = open_ledger(make_space(search={"trials": 24, "limits": {"params": 12_000}}))
     assert len(spend(ledger, train)) == 24
     assert statuses(ledger)["rejected"] > 12
@@ -264,12 +270,12 @@ def test_the_patience_is_with_refusals_in_a_row_and_not_with_all_of_them(
 def test_draws_that_differ_only_in_what_cannot_matter_are_duplicates(
     sections: dict[str, Any], make_space: Make, open_ledger: Make, train: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher, "PATIENCE", 10)
+    monkeypatch.setattr(arms, "PATIENCE", 10)
     ledger = open_ledger(make_space(student={"model": "resnet8", "width": 0.25}, **sections))
     given_out = spend(ledger, train)
     assert [assignment.arm for assignment in given_out] == [*ARMS, None]
-    assert statuses(ledger) == {"complete": 3, "duplicate": 10}
-    assert len({json.dumps(trial(ledger, record.number).params) for record in ledger.records()[2:]}) > 1
+    assert statuses(ledger) == {"complete": 5, "duplicate": 10}
+    assert len({json.dumps(trial(ledger, record.number).params) for record in ledger.records()[4:]}) > 1
 
 
 @pytest.mark.parametrize(
@@ -299,12 +305,12 @@ def test_a_draw_without_any_term_that_tells_the_classes_is_refused_like_one_outs
 def test_what_failed_or_was_stopped_is_not_trained_again_either(
     make_space: Make, open_ledger: Make, train: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher, "PATIENCE", 10)
+    monkeypatch.setattr(arms, "PATIENCE", 10)
     ledger = open_ledger(make_space(**TINY, search={"trials": 50}))
-    for reason, accuracies in (("broken", (0.1,)), (None, (0.1,)), ("broken", ())):
+    for reason, accuracies in (("broken", (0.1,)), (None, (0.1,)), ("broken", ()), (None, ()), ("broken", (0.1,))):
         train(ledger, take(ledger), accuracies, reason)
     assert ledger.next() is None
-    assert statuses(ledger) == {"failed": 2, "pruned": 1, "duplicate": len(ledger.records()) - 3}
+    assert statuses(ledger) == {"failed": 3, "pruned": 2, "duplicate": len(ledger.records()) - 5}
 
 
 # --- the budget
@@ -328,16 +334,16 @@ def test_the_budget_counts_trials_that_run_and_trials_that_ended_in_any_way(
 def test_a_ledger_over_a_finished_search_hands_out_nothing_until_the_budget_is_raised(
     make_space: Make, open_ledger: Make, train: Make
 ) -> None:
-    space = make_space(search={"trials": 4})
+    space = make_space(search={"trials": 6})
     before = open_ledger(space)
     spend(before, train)
     records = before.records()
     after = open_ledger(space)
-    assert (after.trained, after.next()) == (4, None)
+    assert (after.trained, after.next()) == (6, None)
     assert after.records() == records
-    more = open_ledger(space.with_trials(6))
-    assert [assignment.number for assignment in spend(more, train)] == [4, 5]
-    assert more.records()[:4] == records
+    more = open_ledger(space.with_trials(8))
+    assert [assignment.number for assignment in spend(more, train)] == [6, 7]
+    assert more.records()[:6] == records
 
 
 @settings(max_examples=12)
@@ -458,7 +464,7 @@ def test_after_a_killed_process_its_trials_go_on_under_their_numbers_and_finishe
 ) -> None:
     (tmp_path / "small.yaml").write_text(space_text())
     (taken,) = die(child(DIES_BETWEEN, tmp_path / "small.yaml", tmp_path), 1)
-    assert taken == [[0, NO_DISTILLATION], [1, STANDARD_KD], [2, None], [3, None]]
+    assert taken == [[number, arm] for number, arm in enumerate(ARMS)]
     before = read_records(tmp_path)
     assert [record.status for record in before] == ["complete", "failed", "running", "running"]
     ledger = open_ledger(make_space())
@@ -469,10 +475,10 @@ def test_after_a_killed_process_its_trials_go_on_under_their_numbers_and_finishe
     assert [a.config for a in resumed] == [from_tree(record.config) for record in before[2:]]
     for assignment in resumed:
         train(ledger, assignment, (0.1, 0.2, 0.3))
-    assert [a.number for a in spend(ledger, train)] == [4, 5]
-    assert ledger.trained == 6 == len(ledger.records())
+    assert [a.number for a in spend(ledger, train)] == [4, 5, 6, 7]
+    assert ledger.trained == 8 == len(ledger.records())
     assert trial(ledger, 2).intermediate_values == {1: 0.7, 2: 0.2, 3: 0.3}
-    assert len({config_hash(from_tree(record.config)) for record in ledger.records()}) == 6
+    assert len({config_hash(from_tree(record.config)) for record in ledger.records()}) == 8
 
 
 # The process dies after the n-th record of the journal, so in the middle of anything that takes two, although records
@@ -510,10 +516,10 @@ for writes in map(int, sys.argv[3:]):
     assert os.waitstatus_to_exitcode(os.wait()[1]) == -9, writes
 """
 LIMITED = {
-    "search": {"trials": 6, "sampler": "random", "limits": {"params": 20_000}, "seed": 1},
+    "search": {"trials": 8, "sampler": "random", "limits": {"params": 20_000}, "seed": 1},
     "train": {"epochs": 1},
 }
-WRITES = range(1, 46, 2)
+WRITES = range(1, 60, 2)
 
 
 @pytest.fixture(scope="module")
@@ -536,10 +542,10 @@ def test_a_process_that_dies_at_any_write_costs_no_trial_and_lets_none_pass(
     spend(ledger, train, (0.5,))
     assert states(ledger).keys() <= {"COMPLETE", "PRUNED", "FAIL"}
     ended = [record for record in ledger.records() if record.status in ("complete", "pruned", "failed")]
-    assert len(ended) == 6
+    assert len(ended) == 8
     assert [record.arm for record in ended] == [*ARMS, None, None, None, None]
     assert all(record.params is not None and record.params <= 20_000 for record in ended)
-    assert len({config_hash(from_tree(record.config)) for record in ended}) == 6
+    assert len({config_hash(from_tree(record.config)) for record in ended}) == 8
     for record in ledger.records():
         expected = {"complete": "COMPLETE", "failed": "FAIL"}.get(record.status, "PRUNED")
         assert trial(ledger, record.number).state.name == expected
@@ -553,8 +559,8 @@ def test_a_restart_does_not_repeat_the_draws_of_the_start(make_space: Make, open
     spend(open_ledger(space), train)
     records = open_ledger(space).records()
     assert [record.status for record in records] == ["complete"] * 10
-    drawn = [record.config["train"]["lr"] for record in records[2:] if record.config]
-    assert len(set(drawn)) == 8
+    drawn = [record.config["train"]["lr"] for record in records[4:] if record.config]
+    assert len(set(drawn)) == 6
 
 
 def test_the_same_seed_draws_the_same_and_another_seed_another(
@@ -563,10 +569,10 @@ def test_the_same_seed_draws_the_same_and_another_seed_another(
     drawn: list[list[RunConfig]] = []
     for number, seed in enumerate((3, 3, 4)):
         (tmp_path / str(number)).mkdir()
-        ledger = open_ledger(make_space(search={"seed": seed, "trials": 5}), folder=tmp_path / str(number))
+        ledger = open_ledger(make_space(search={"seed": seed, "trials": 7}), folder=tmp_path / str(number))
         drawn.append([assignment.config for assignment in spend(ledger, train)])
     assert drawn[0] == drawn[1]
-    assert drawn[0][2:] != drawn[2][2:]
+    assert drawn[0][4:] != drawn[2][4:]
 
 
 # --- several objectives
@@ -673,8 +679,8 @@ def test_a_journal_whose_last_line_is_torn_by_a_full_disk_or_a_power_cut_is_cont
     assert [record.status for record in read_records(tmp_path)][:1] == ["complete"]
     again = open_ledger(space)
     spend(again, train)
-    assert again.trained == 6
-    assert [record.status for record in read_records(tmp_path)] == ["complete"] * 6
+    assert again.trained == 8
+    assert [record.status for record in read_records(tmp_path)] == ["complete"] * 8
 
 
 @pytest.mark.parametrize("content", ["", "no journal\n", '{"op_code": 99}\n'])

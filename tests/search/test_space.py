@@ -683,7 +683,7 @@ def test_an_impossible_limit_is_named_with_the_smallest_size_that_can_be_reached
     message = str(caught.value)
     assert "small.yaml" in message
     sizes = [size for _, size in sized(space, shape)]
-    for name, least in (("params", min(s.params for s in sizes)), ("mflops", min(s.mflops for s in sizes))):
+    for name, least in (("params", min(s["params"] for s in sizes)), ("mflops", min(s["mflops"] for s in sizes))):
         if name in limits:
             # The size that is named is right to the last of its digits, however it is rounded.
             shown = re.search(rf"limits\.{name} = [^;]+smallest reachable is (\S+) \(resnet8, width 0.25\)", message)
