@@ -133,12 +133,13 @@ class StudyStorage(JournalStorage):  # type: ignore[misc]
 
 
 def thinned(
-    trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], seen: int = SEEN, most: int = BEST
+    trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], seen: int = 0, most: int = 0
 ) -> list[FrozenTrial]:
-    """`seen` of more trials: the `most` best complete ones, and of the others some at even distances.
+    """`seen` (0: `SEEN`) of more trials: the `most` (0: `BEST`) best complete ones, others at even distances.
 
     Best are those that the fewest others beat in every objective; with one objective, the highest in rank.
     """
+    seen, most = seen or SEEN, most or BEST
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in directions]
     values = np.array([trial.values for trial in complete]).reshape(len(complete), len(signs)) * signs
