@@ -97,11 +97,10 @@ def walk(space: Space, wheels: Sequence[int] | None = ()) -> Iterator[Odometer]:
 
 
 def count(space: Space, most: int) -> int | None:
-    """Number of points of the grid; None where they are more than `most`, or a range has no points."""
+    """Number of points of the grid, or `most` + 1 where they are more; None where a range has no points."""
     if space.search.grid_points is None and any(map(continuous, space.ranges.values())):
         return None
-    found = sum(1 for _ in islice(walk(space), most + 1))
-    return found if found <= most else None
+    return sum(1 for _ in islice(walk(space), most + 1))
 
 
 def continuous(spread: Range) -> bool:

@@ -83,8 +83,7 @@ def import_study(url: str, space: Space, runs: Path, name: str, study_name: str 
 
 
 def _load(url: str, name: str | None) -> optuna.Study:
-    storage = _storage(url)
-    known = optuna.get_all_study_names(storage)
+    storage, known = _opened(url)
     if name is None and len(known) > 1:
         raise UserError(f"{url}: has several studies; choose one with --study ({', '.join(known)})")
     if not known:
@@ -94,8 +93,8 @@ def _load(url: str, name: str | None) -> optuna.Study:
     return optuna.load_study(study_name=name or known[0], storage=storage)
 
 
-def _storage(url: str) -> BaseStorage:
-    """Open a storage that exists; a database is left as it is, also one of an older version of Optuna."""
+def _opened(url: str) -> tuple[BaseStorage, list[str]]:
+    """A storage that exists, which is left as it is, and the names of its studies."""
     scheme, separator, place = url.partition("://")
     file = Path(url if not separator else place.removeprefix("/").partition("?")[0])
     if (not separator or scheme.startswith("sqlite")) and not file.is_file():
@@ -103,7 +102,9 @@ def _storage(url: str) -> BaseStorage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return RDBStorage(url) if separator else JournalStorage(JournalFileBackend(str(file)))
+            journal = None if separator else JournalStorage(JournalFileBackend(str(file)))
+            storage = journal or RDBStorage(url, skip_table_creation=True)
+            return storage, optuna.get_all_study_names(storage)
     except Exception as error:  # whatever a database driver raises
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{url.rpartition('@')[2]}: cannot be read as an Optuna storage: {lines[0]}") from error

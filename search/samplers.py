@@ -129,6 +129,6 @@ def chosen(space: Space) -> tuple[str, str]:
     if settings.sampler != "auto":
         return settings.sampler, "as the space says"
     points = grid.count(space, settings.trials) if settings.grid_points is None else None
-    if points is not None:
+    if points is not None and points <= settings.trials:
         return "grid", f"{points} configurations are no more than {settings.trials} trials"
     return "tpe", "TODO"

@@ -94,7 +94,7 @@ def test_a_surrogate_stays_away_from_what_was_refused(
     make_space: Make, open_ledger: Make, train: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(surrogate, "STARTUP", 5)
-    student = {"model": "resnet8", "width": {"uniform": [0.25, 1.0]}}
+    student = {"model": "resnet8", "width": {"uniform": [0.25, 1.0], "step": 0.125}}
     search = {"sampler": "gp", "trials": 14, "limits": {"params": 15_000}, "enqueue_defaults": False, "arms": "none"}
     ledger = open_ledger(make_space(**FAST, student=student, search=search))
     run(ledger, train)
