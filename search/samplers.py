@@ -124,11 +124,17 @@ def told(space: Space) -> str:
 
 
 def chosen(space: Space) -> tuple[str, str]:
-    """The sampler of a space and the reason for it, in words; what `auto` becomes is measured in docs/samplers.md."""
+    """The sampler of a space and the reason for it, in words.
+
+    `auto` walks the grid where that ends within the trials, and takes tpe elsewhere: no other was measured to be better
+    (docs/samplers.md).
+    """
     settings = space.search
     if settings.sampler != "auto":
         return settings.sampler, "as the space says"
-    points = grid.count(space, settings.trials) if settings.grid_points is None else None
+    if any(map(grid.continuous, space.ranges.values())):
+        return "tpe", "continuous ranges have no end of configurations"
+    points = grid.count(space, settings.trials)
     if points is not None and points <= settings.trials:
-        return "grid", f"{points} configurations are no more than {settings.trials} trials"
-    return "tpe", "TODO"
+        return "grid", f"all {points} configurations fit into {settings.trials} trials"
+    return "tpe", f"the space has more configurations than {settings.trials} trials"
