@@ -9,7 +9,7 @@ published, and with as many trials as the search itself. It is then the search's
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,11 @@ def tuned(space: Space, terms: Mapping[str, Mapping[str, Any]]) -> Space:
     return spaces.parse(Document(tree, space.source, {}), space.name)
 
 
+def prefix(arm: str | None) -> str:
+    """What the names of the parameters of a competitor begin with."""
+    return "" if arm is None else f"{arm}: "
+
+
 @dataclass(frozen=True)
 class Named:
     """Draws whose parameters carry the name of an arm, so that the sampler learns for each competitor apart."""
@@ -112,15 +117,15 @@ class Named:
     arm: str
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
-        return self.draws.suggest_categorical(f"{self.arm}: {name}", choices)
+        return self.draws.suggest_categorical(prefix(self.arm) + name, choices)
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        return self.draws.suggest_float(f"{self.arm}: {name}", low, high, step=step, log=log)
+        return self.draws.suggest_float(prefix(self.arm) + name, low, high, step=step, log=log)
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        return self.draws.suggest_int(f"{self.arm}: {name}", low, high, step=step)
+        return self.draws.suggest_int(prefix(self.arm) + name, low, high, step=step)
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,7 @@ class Competitors:
         self.taken: Counter[str | None] = Counter()  # trials that were, or are being, trained
         self.given: set[str | None] = set()  # arms whose published run was handed out
         self._refused: Counter[str | None] = Counter()  # draws in a row
+        self.walked: Mapping[str | None, Callable[[], bool]] = {}  # whether a grid has ended, of those who walk one
 
     def share(self, arm: str | None, settings: SearchConfig) -> int:
         """Number of trials of a competitor."""
@@ -189,5 +195,7 @@ class Competitors:
         self._refused[arm] += 1
 
     def spent(self, arm: str | None) -> bool:
-        """Whether the space of a competitor counts as exhausted."""
+        """Whether the space of a competitor counts as exhausted; a grid knows its end, however many are refused."""
+        if (walked := self.walked.get(arm)) is not None:
+            return walked()
         return self._refused[arm] >= PATIENCE

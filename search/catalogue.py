@@ -12,7 +12,7 @@ from hksd.errors import UserError, unknown
 from hksd.knowledge import live_because
 from hksd.modes import MODES, ModeEntry
 from hksd.terms import TERMS, TermEntry
-from search import alternatives, stopping
+from search import alternatives, grid, samplers, stopping
 from search import space as spaces
 from search.costs import Costs, Meter, check_feasible, within
 from search.sampling import DRAWS, check_knowledge, random_draws
@@ -20,6 +20,7 @@ from search.sampling import DRAWS, check_knowledge, random_draws
 if TYPE_CHECKING:
     from search.output import Output
 
+COUNTED = 2000  # points of a grid that are counted
 BACKWARD = 3  # a training step costs about three forward passes
 DATASETS = {
     "digits": "scikit-learn's handwritten digits, 1,797 images of 8x8, embedded",
@@ -129,8 +130,11 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
     plain = list(space.alternatives.values()) or [space]
     drawable = list(dict.fromkeys(".".join(map(str, path)) for one in plain for path in one.ranges))
     distinct = len({config.config_hash(draw) for draw in drawn})
+    points = grid.count(space, COUNTED)
     facts = {
         "name": space.name,
+        "sampler": dict(zip(("name", "reason"), samplers.chosen(space), strict=True)),
+        "grid": points if points is None or points <= COUNTED else None,
         "ranges": {".".join(map(str, path)): str(spread) for path, spread in space.ranges.items()},
         "search": config.dump(space.search),
         "grace_epochs": stopping.grace_epochs(space),
@@ -148,10 +152,10 @@ def show_space(output: Output, name: str, overrides: list[str], samples: int) ->
         say(f"space {space.name} ({space.source})")
         _show_tree(say, space)
         limits = {key: value for key, value in config.dump(space.search.limits).items() if value is not None}
-        say(
-            f"trials {space.search.trials}, sampler {space.search.sampler}, limits {limits or 'none'}, "
-            + stopping.description(space)
-        )
+        say(f"trials {space.search.trials}, limits {limits or 'none'}, " + stopping.description(space))
+        say(samplers.told(space))
+        if points is not None:
+            say(f"the grid of the space has {f'more than {COUNTED:,}' if points > COUNTED else f'{points:,}'} points")
         if problem:
             say(f"sizes unknown: {problem}")
         else:

@@ -23,6 +23,7 @@ from search.commands import (
     estimate,
     evaluate,
     export,
+    import_study,
     methods,
     search,
     space,
@@ -79,9 +80,22 @@ app = typer.Typer(
     help="Search for the best small student of a teacher network.\n\nStart with `hksd search quickstart`.",
 )
 
-for _command in (doctor, methods, space, teacher, train, estimate, search, status, confirm, export, evaluate):
+for _command in (
+    doctor,
+    methods,
+    space,
+    teacher,
+    train,
+    estimate,
+    search,
+    status,
+    confirm,
+    export,
+    evaluate,
+    import_study,
+):
     _name = _command.__name__.rpartition(".")[2]
-    app.command(_name, epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
+    app.command(_name.replace("_", "-"), epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from hksd.schema import describe
 
 KINDS = ("choice", "uniform", "log_uniform", "int")
 MODIFIERS = ("step", "off")
+ABSENCE = ".off"  # after the key path of a block: the name of the parameter that says whether it is absent
 
 
 class Draws(Protocol):

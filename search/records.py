@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # Optuna is imported by what needs a study: a single run know
 
 STUDY_FILE, STUDY_NAME = "study.journal", "search"
 ACCURACY = "accuracy/"  # with the epoch: the user attribute of one epoch, in studies of several objectives
-Status = Literal["complete", "pruned", "failed", "rejected", "duplicate", "running", "interrupted"]
+Status = Literal["complete", "pruned", "failed", "rejected", "duplicate", "running", "interrupted", "imported"]
 
 
 @dataclass(frozen=True)

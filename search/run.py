@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from hksd.data import DataSet
 from hksd.errors import RunError, Stopped, UserError
 from hksd.export import CARD_FILE, Row
 from hksd.teacher import Teacher
-from search import arms, ray_env, stopping, tracking
+from search import arms, ray_env, samplers, stopping, tracking, warm_start
 from search.budgets import Budget
 from search.console import Display, relative
 from search.costs import Meter, check_feasible, measure_ahead
@@ -89,6 +89,7 @@ def search(
     resume: bool = False,
     address: str | None = None,
     tracking_uri: str | None = None,
+    warm: Sequence[str] = (),
 ) -> Outcome:
     """Run a search to its end.
 
@@ -100,6 +101,7 @@ def search(
         resume: continue the search of that name.
         address: Ray cluster; None starts a private Ray here.
         tracking_uri: MLflow store; None takes the SQLite file below `runs`.
+        warm: names of earlier searches below `runs` that a new one starts from.
 
     Raises:
         UserError: wrong space, name, data, folder or cluster.
@@ -108,6 +110,7 @@ def search(
     """
     start = time.monotonic()
     folder = choose_folder(space, runs, name, resume)
+    earlier = [open_search(runs, one) for one in warm]
     # Faults of data and limits come before the folder of the search is made.
     data = datasets.load(space.middle({}).data, runs / IMAGES)
     meter = Meter(shape := loop.image_shape(data), latencies_of(space.search, runs, shape), space.search.limits)
@@ -127,15 +130,18 @@ def search(
         facts["teacher"]["seconds"] = seconds
         if meter.latencies:
             facts["latency"] = meter.latencies.facts()
+        taken = [warm_start.take(space, one, data.fingerprint, teacher.key) for one in earlier]
+        facts["warm_start"] = [one.facts() for one in taken]
         if resume:
-            earlier = open_search(runs, name).facts
-            facts["space"] = earlier.get("space", facts["space"])
-            facts["teacher"]["seconds"] += earlier.get("teacher", {}).get("seconds", 0.0)
+            before = open_search(runs, name).facts
+            facts |= {key: before[key] for key in ("space", "warm_start") if key in before}
+            facts["teacher"]["seconds"] += before.get("teacher", {}).get("seconds", 0.0)
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         _note_origin(folder, space, data, teacher)
         display.line(_teacher_line(facts["teacher"], teacher))
         display.line(str(teaching))
-        display.line(stopping.description(space))
+        for text in (samplers.told(space), stopping.description(space), *map(str, taken)):
+            display.line(text)
         uri = tracking.store(tracking_uri, runs)
         tracker = tracking.Tracker(uri, folder, name)
         tracker.start_search(_parent_params(space, facts), resolved(space))
@@ -146,7 +152,7 @@ def search(
         )
         drop = space.search.max_drop
         goal = None if drop is None else target(teacher.accuracy, drop)
-        ledger = Ledger(space, folder.resolve(), meter, largest, events, goal)
+        ledger = Ledger(space, folder.resolve(), meter, largest, events, goal, taken)
         display.take_over(ledger.records())
         interrupt.ledger = ledger
         caps = Budget(ledger, facts["teacher"]["seconds"])

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,17 @@ from optuna.trial import FrozenTrial, TrialState
 from hksd.config import RunConfig, StudentConfig, config_hash, dump, from_tree
 from hksd.errors import ConfigError, UserError
 from hksd.objective import verify
+from search import samplers
 from search.arms import Competitors, Turn
 from search.costs import Meter, within
 from search.records import ACCURACY, STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
 from search.space import Space
+from search.warm_start import Taken
+from search.wishes import defaults
 
 STRIKES = 3  # times that a trial may be let down by its machine
 SHORTFALL = "shortfall"  # attribute: by how much a complete trial misses the accuracy that it has to reach
+WISHES = "wishes"  # attribute of the study: draws that come before those of the sampler
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +55,7 @@ class Ledger:
         largest: student of the arms.
         events: observers.
         target: accuracy that a student has to reach (`search.max_drop`), or None.
+        warm: what a new search takes over from earlier ones.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class Ledger:
         largest: StudentConfig,
         events: Events | None = None,
         target: float | None = None,
+        warm: Sequence[Taken] = (),
     ):
         self.space, self.meter, self.largest, self.target = space, meter, largest, target
         self.events = events or Events()
@@ -79,10 +86,25 @@ class Ledger:
         self.competitors = Competitors(space, largest, meter.shape["image_size"])
         self.live: dict[int, tuple[optuna.Trial, Assignment]] = {}
         self.hashes: dict[str, int] = {}
-        self.stopping, self.exhausted, self.trained = False, False, 0
+        self.stopping, self.exhausted, self.trained, self.wished = False, False, 0, 0
         self.ended: str | None = None  # the cap that was reached, where that is why it is stopping
+        if not self._trials():
+            self._begin(warm)
         self._take_over()
-        self.study.sampler = _sampler(space, len(self._trials()))
+        self.samplers = samplers.of(self.competitors.spaces, self._trials())
+        self.competitors.walked = samplers.walks(self.samplers)
+
+    def _begin(self, warm: Sequence[Taken]) -> None:
+        """Write down what a new search knows and wishes for before its first trial."""
+        settled = samplers.chosen(self.space)[0] in ("random", "grid") or not self.space.search.enqueue_defaults
+        usual = [] if settled else defaults(self.space, self.largest)
+        earlier = [params for taken in warm for params in taken.wished]
+        wishes = [{"origin": "default", "params": params} for params in usual]
+        with self.storage.together():
+            self.study.add_trials([trial for taken in warm for trial in taken.evidence])
+            self.study.set_user_attr(
+                WISHES, wishes + [{"origin": "warm start", "params": params} for params in earlier]
+            )
 
     def _trials(self) -> list[FrozenTrial]:
         trials: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
@@ -99,6 +121,7 @@ class Ledger:
         what is finished counts.
         """
         for trial in self._trials():
+            self.wished += "origin" in trial.user_attrs
             status, facts = trial.user_attrs.get("status"), trial.user_attrs.get("facts")
             if trial.state == TrialState.RUNNING:
                 if status in ("rejected", "duplicate"):
@@ -112,7 +135,7 @@ class Ledger:
             if facts:
                 if facts["origin"] == "arm":
                     self.competitors.given.add(facts["arm"])
-                if status not in (None, "duplicate", "rejected"):
+                if status not in (None, "duplicate", "rejected", "imported"):
                     self.hashes.setdefault(facts["hash"], trial.number)
                     self.competitors.took(facts["arm"])
 
@@ -126,7 +149,7 @@ class Ledger:
         A trial that runs may come back (see `lost`), so there is nothing more only when nothing runs.
         """
         while not self.stopping and self.trained + len(self.live) < self.space.search.trials:
-            with self.storage.together(), self.storage.sampling():
+            with self.storage.together():
                 turn = self.competitors.turn()
                 if turn is None and not self.storage.waiting():
                     self.exhausted = self.competitors.spent(None)
@@ -142,12 +165,23 @@ class Ledger:
 
     def _take(self, turn: Turn) -> tuple[optuna.Trial, Assignment | None]:
         """Ask for a trial, which may be one that waits, and take it in, or refuse it."""
-        trial = self.study.ask()
-        attributes = self._attributes(trial)
-        if known := attributes.get("facts"):
-            resumed = attributes.get("status") == "interrupted"
-            return trial, self._admit(trial, from_tree(known["config"]), known["arm"], known["origin"], resumed)
-        return trial, self._draw(trial, turn)
+        self.study.sampler = self.samplers.get(turn.arm, self.samplers[None])  # a published run draws nothing
+        if turn == Turn(None) and not self.storage.waiting():
+            self._wish()
+        with nullcontext() if samplers.sees_all(self.study.sampler) else self.storage.sampling():
+            trial = self.study.ask()
+            attributes = self._attributes(trial)
+            if known := attributes.get("facts"):
+                resumed = attributes.get("status") == "interrupted"
+                return trial, self._admit(trial, from_tree(known["config"]), known["arm"], known["origin"], resumed)
+            return trial, self._draw(trial, turn)
+
+    def _wish(self) -> None:
+        """Put the next of the draws that are wished for into the study, where the sampler finds it."""
+        if self.wished < len(wishes := self.study.user_attrs.get(WISHES, [])):
+            wish = wishes[self.wished]
+            self.study.enqueue_trial(wish["params"], user_attrs={"origin": wish["origin"]})
+            self.wished += 1
 
     def _draw(self, trial: optuna.Trial, turn: Turn) -> Assignment | None:
         """Take in an arm, or a draw; one that makes no valid run (every term absent, say) is refused."""
@@ -162,7 +196,8 @@ class Ledger:
             self.competitors.refused(turn.arm)
             self._refuse(trial, "rejected", "; ".join(map(str, faults)))
             return None
-        return self._admit(trial, config, turn.arm, "arm" if turn.config else "draw", resumed=False)
+        origin = "arm" if turn.config else self._attributes(trial).get("origin", "draw")
+        return self._admit(trial, config, turn.arm, origin, resumed=False)
 
     def _admit(
         self, trial: optuna.Trial, config: RunConfig, arm: str | None, origin: str, resumed: bool
@@ -286,13 +321,3 @@ class Ledger:
     def records(self) -> list[Record]:
         """All trials of the study."""
         return [record(trial) for trial in self._trials()]
-
-
-def _sampler(space: Space, asked: int) -> optuna.samplers.BaseSampler:
-    """The sampler; its seed depends on the number of trials so far, or a resumed search would repeat its draws."""
-    seed = space.search.seed + 7919 * asked
-    if space.search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)

@@ -16,7 +16,7 @@ Cost = Literal["params", "mflops", "peak_memory_mb", "latency_ms"]
 COSTS: tuple[Cost, ...] = ("params", "mflops", "peak_memory_mb", "latency_ms")
 REPORTED = (*COSTS, "latency_p95_ms")  # what is said of a student; nothing can be asked of the last
 LOCAL = "local"  # target of latency: the machine of the search itself
-SAMPLERS = ("tpe", "random")
+SamplerName = Literal["auto", "tpe", "gp", "nsga2", "nsga3", "random", "grid"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,13 @@ class SearchConfig(Section):
         Field(ge=0, description="points that a student may lose against the teacher; the smallest such wins"),
     ] = None
     limits: Annotated[Limits, Field(description="hard limits, checked before training")] = field(default_factory=Limits)
-    sampler: Annotated[Literal["tpe", "random"], Field(description="how draws are made")] = "tpe"
+    sampler: Annotated[SamplerName, Field(description="how draws are made; auto: by a rule, which it tells")] = "tpe"
+    grid_points: Annotated[
+        int | None, Field(ge=1, description="points of each continuous range, for the sampler grid")
+    ] = None
+    enqueue_defaults: Annotated[
+        bool, Field(description="draw the documented defaults first; not with the samplers random and grid")
+    ] = True
     scheduler: Annotated[Scheduler, BeforeValidator(_scheduler), Field(description="early stopping")] = field(
         default_factory=lambda: Scheduler(asha=Asha())
     )
@@ -203,6 +209,10 @@ class SearchConfig(Section):
             object.__setattr__(self, "minimize", ("params",))  # the smallest student is asked for
         if self.max_cost is not None and self.price is None:
             raise ValueError("max_cost needs price, what a device costs in an hour")
+        if self.sampler == "nsga3" and not self.minimize:
+            raise ValueError(
+                "sampler nsga3 spreads trials over a front and needs minimize; with one objective take tpe"
+            )
 
     @property
     def asks_latency(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from hksd.config import RunConfig, from_tree
 from hksd.errors import Problem, UserError, unknown
 from hksd.schema import Document, apply_overrides, check, parse_yaml, read_yaml, section_fields
-from search import alternatives, ranges
+from search import alternatives, grid, ranges
 from search.ranges import Draws, Range
 from search.settings import SearchConfig
 
@@ -67,22 +67,27 @@ class Space:
                 continue
             if where in self.ranges:
                 if key not in self._dead(kind, node, path, result):
-                    result[key] = self.ranges[where].draw(trial, self._name(where))
+                    result[key] = self.ranges[where].draw(trial, self.parameter(where))
             elif isinstance(node[key], Mapping) and section_fields(inner):
                 result[key] = self._draw(inner, node[key], where, trial)
             else:
                 result[key] = node[key]
         return result
 
-    def _name(self, path: Path_) -> str:
+    def parameter(self, path: Path_) -> str:
+        """Name of the parameter at a key path of a plain space, or of the block there."""
         return ".".join(map(str, self.names.get(path, path)))
+
+    def off(self, path: Path_) -> float:
+        """Probability that the block at a key path of a plain space is absent."""
+        return max((self.ranges[p].off for p in self.ranges if p[:-1] == path), default=0.0)
 
     def _absent(self, path: Path_, node: Any, trial: Draws) -> bool:
         """Draw whether the block at `path` is absent; a float, so that its probability is exact."""
         if not isinstance(node, Mapping):
             return False
-        off = max((self.ranges[p].off for p in self.ranges if p[:-1] == path), default=0.0)
-        return off > 0 and trial.suggest_float(self._name(path) + ".off", 0.0, 1.0) < off
+        off = self.off(path)
+        return off > 0 and trial.suggest_float(self.parameter(path) + ranges.ABSENCE, 0.0, 1.0) < off
 
     def _dead(self, kind: Any, node: Mapping[str, Any], path: Path_, drawn: Mapping[str, Any]) -> frozenset[str]:
         section = section_type(kind)
@@ -212,6 +217,8 @@ def _faults(tree: Mapping[str, Any], search: SearchConfig | None, found: dict[Pa
         message = "this section is required in a search space: the arms need a teacher too"
         problems.append(Problem(("teacher",), message))
     problems += _too_many_threads(tree, search) if search is not None else []
+    if search is not None and search.sampler == "grid" and search.grid_points is None:
+        problems += grid.problems(found)
     blamed = {problem.path for problem in problems}
     first = _resolve(tree, (), lambda path: found[path].values[0], found)
     _, faults = check(RunConfig, first)

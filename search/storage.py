@@ -132,17 +132,20 @@ class StudyStorage(JournalStorage):  # type: ignore[misc]
             self._ended.append(trial)
 
 
-def thinned(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
-    """`SEEN` of many trials: the `BEST` complete ones, and of the others some at even distances.
+def thinned(
+    trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], seen: int = 0, most: int = 0
+) -> list[FrozenTrial]:
+    """`seen` (0: `SEEN`) of more trials: the `most` (0: `BEST`) best complete ones, others at even distances.
 
     Best are those that the fewest others beat in every objective; with one objective, the highest in rank.
     """
+    seen, most = seen or SEEN, most or BEST
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in directions]
     values = np.array([trial.values for trial in complete]).reshape(len(complete), len(signs)) * signs
     beaten = [int(np.all(values < value, axis=1).sum()) for value in values]
-    best = {complete[index].number for index in np.argsort(beaten, kind="stable")[:BEST]}
+    best = {complete[index].number for index in np.argsort(beaten, kind="stable")[:most]}
     others = [trial for trial in trials if trial.number not in best]
-    places = np.linspace(0, len(others) - 1, SEEN - len(best)).round().astype(int)
+    places = np.linspace(0, len(others) - 1, seen - len(best)).round().astype(int)
     chosen = best | {others[place].number for place in places}
     return [trial for trial in trials if trial.number in chosen]

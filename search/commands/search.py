@@ -39,6 +39,10 @@ def search(
     arms: Annotated[
         str | None, typer.Option(metavar="fixed|tuned|none", help="What to measure against; see docs/arms.md.")
     ] = None,
+    warm_start: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Start from an earlier search below --runs; may be given many times."),
+    ] = None,
     address: Address = None,
     tracking_uri: TrackingUri = None,
     overrides: Overrides = None,
@@ -60,6 +64,8 @@ def search(
     if extend and trials:
         raise UserError("--extend adds trials and --trials sets their number; give one of them")
     going_on = resume or extend is not None
+    if going_on and warm_start:
+        raise UserError("--warm-start is for the start of a search; one that goes on keeps what it took over then")
     parsed, name = session.chosen(given, name, runs, changes, going_on, extend or 0)
     parsed = parsed.with_trials(trials)
     display = console.Display(output.console, parsed.search.trials)
@@ -72,6 +78,7 @@ def search(
             resume=going_on,
             address=address,
             tracking_uri=tracking_uri,
+            warm=list(dict.fromkeys(warm_start or [])),
         )
     finally:
         display.close()

@@ -26,12 +26,12 @@ def status(
     output = Output(as_json)
     tally = {
         **results.counts(found.records),
-        **{key: sum(r.status == key for r in found.records) for key in ("running", "interrupted")},
+        **{key: sum(r.status == key for r in found.records) for key in ("running", "interrupted", "imported")},
     }
     best = found.best
 
     def show(out: Console) -> None:
-        trained = [r for r in found.records if r.status not in ("rejected", "duplicate")]
+        trained = [r for r in found.records if r.status not in ("rejected", "duplicate", "imported")]
         out.print(console.trials(trained[-last:]))  # -0: all
         if 0 < last < len(trained):
             out.print(f"{len(trained) - last} earlier trials are left out (--last 0 lists all)")
