@@ -31,7 +31,6 @@ from search.warm_start import Taken
 from search.wishes import defaults
 
 STRIKES = 3  # times that a trial may be let down by its machine
-SHORTFALL = "shortfall"  # attribute: by how much a complete trial misses the accuracy that it has to reach
 WISHES = "wishes"  # attribute of the study: draws that come before those of the sampler
 log = logging.getLogger(__name__)
 
@@ -270,8 +269,6 @@ class Ledger:
                 self._conclude(trial, "failed", TrialState.FAIL, reason=reason)
             elif through:
                 values = {"val_accuracy": progress["val_accuracy"], **assignment.costs}
-                if self.target is not None:
-                    trial.set_user_attr(SHORTFALL, self.target - progress["val_accuracy"])
                 self._conclude(trial, "complete", TrialState.COMPLETE, [values[name] for name in self.objectives])
             elif self.stopping:
                 self._wait_again(trial._trial_id)
@@ -303,6 +300,9 @@ class Ledger:
     ) -> None:
         if reason is not None:
             trial.set_user_attr("reason", reason)
+        if self.target is not None:  # what fell short, and by how much, is what the sampler has to know
+            reached = self._attributes(trial).get("progress", {}).get("val_accuracy", 0.0)
+            trial.set_constraint("accuracy", self.target - reached)
         trial.set_user_attr("status", status)  # last: a status stands for a conclusion that is whole
         self.study.tell(trial, values=values, state=state)
         self.trained += status in ("complete", "pruned", "failed")
