@@ -41,8 +41,8 @@ from search.console import Display
 from search.costs import Meter, check_feasible
 from search.records import trial_folder
 from search.results import FACTS_FILE, counts, export_trial, open_search
-from search.run import table_csv
 from search.searcher import Events, Ledger
+from search.summary import table_csv
 
 NAME = "scale"
 
