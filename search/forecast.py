@@ -27,7 +27,7 @@ UNKNOWN = 0.12  # relative error of what no dry run shows: where the sampler goe
 TRIAL_OVERHEAD = 0.16  # seconds on the wall that a search adds to a trial (docs/speed.md)
 # Expected share of the epochs behind the grace period that a trial trains, for schedulers without a formula here:
 # rough figures, not measured.
-SHARES = {"hyperband": 0.6, "median": 0.5, "pbt": 1.0}
+SHARES = {"hyperband": 0.6, "median": 0.5}
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,9 @@ def expected_epochs(search: SearchConfig, trials: int, epochs: int) -> float:
     """
     if (asha := search.scheduler.asha) is not None:
         return asha_epochs(trials, search.grace_epochs(epochs), asha.reduction_factor, epochs)
+    if (pbt := search.scheduler.pbt) is not None:
+        # A trial and the forks that follow it train its epochs once; at each boundary a quantile is replaced.
+        return epochs / (1 + pbt.quantile * len(pbt.boundaries(epochs, search.grace_epochs(epochs))))
     for name, share in SHARES.items():
         if (other := getattr(search.scheduler, name, None)) is not None:
             grace = min(getattr(other, "grace_epochs", None) or -(-epochs // 3), epochs)

@@ -3,7 +3,7 @@
 A trial's life: asked (RUNNING), then COMPLETE with its values, PRUNED with its last value, or FAIL with its reason.
 A draw outside the limits or drawn before is refused here, before any training, and told PRUNED: to the sampler a bad
 region, to people a status of its own. An interrupted trial goes back to WAITING, so nothing is RUNNING when nothing
-runs.
+runs. A fork (see `search.population`) begins as one that waits.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hksd.errors import ConfigError, UserError
 from hksd.objective import verify
 from search.arms import Competitors, Turn
 from search.costs import Meter, within
+from search.population import Offspring
 from search.records import ACCURACY, STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
 from search.space import Space
 
@@ -61,7 +62,7 @@ class Ledger:
         events: Events | None = None,
         target: float | None = None,
     ):
-        self.space, self.meter, self.largest, self.target = space, meter, largest, target
+        self.space, self.folder, self.meter, self.largest, self.target = space, folder, meter, largest, target
         self.events = events or Events()
         self.objectives = [space.search.maximize, *space.search.minimize]
         mend_journal(folder)
@@ -79,6 +80,7 @@ class Ledger:
         self.competitors = Competitors(space, largest)
         self.live: dict[int, tuple[optuna.Trial, Assignment]] = {}
         self.hashes: dict[str, int] = {}
+        self.offspring: dict[int, Offspring] = {}  # what takes the place of a live trial once that has stopped
         self.stopping, self.exhausted, self.trained = False, False, 0
         self.ended: str | None = None  # the cap that was reached, where that is why it is stopping
         self._take_over()
@@ -95,13 +97,19 @@ class Ledger:
     def _take_over(self) -> None:
         """Continue a study whose process may have died at any write.
 
-        What was refused but not yet told is told; what was running waits again, and was admitted if it has a status;
-        what is finished counts.
+        What was refused or replaced but not yet told is told; what was running waits again, and was admitted if it has
+        a status; what is finished counts.
         """
+        replaced = {trial.user_attrs.get("facts", {}).get("replaces"): trial.number for trial in self._trials()}
         for trial in self._trials():
             status, facts = trial.user_attrs.get("status"), trial.user_attrs.get("facts")
             if trial.state == TrialState.RUNNING:
-                if status in ("rejected", "duplicate"):
+                if trial.number in replaced:
+                    self.storage.set_trial_user_attr(trial._trial_id, "reason", _replaced(replaced[trial.number]))
+                    self.storage.set_trial_user_attr(trial._trial_id, "status", "pruned")
+                    self.study.tell(trial.number, state=TrialState.PRUNED)
+                    self.trained += 1
+                elif status in ("rejected", "duplicate"):
                     self.study.tell(trial.number, state=TrialState.PRUNED)
                 elif status is not None:
                     self._wait_again(trial._trial_id)
@@ -125,7 +133,7 @@ class Ledger:
 
         A trial that runs may come back (see `lost`), so there is nothing more only when nothing runs.
         """
-        while not self.stopping and self.trained + len(self.live) < self.space.search.trials:
+        while not self.stopping and self._promised() < self.space.search.trials:
             with self.storage.together(), self.storage.sampling():
                 turn = self.competitors.turn()
                 if turn is None and not self.storage.waiting():
@@ -140,13 +148,25 @@ class Ledger:
             return assignment
         return None
 
+    def _promised(self) -> int:
+        """Trials that were trained, that run, and that will take the place of one that runs."""
+        return self.trained + len(self.live) + len(self.offspring)
+
+    def room(self) -> bool:
+        """Whether another trial may follow those that were trained, that run and that wait."""
+        pending, settings = len(self.offspring), self.space.search
+        own = self.competitors.taken[None] + pending < self.competitors.share(None, settings)
+        return own and self._promised() + self.storage.waiting() < settings.trials
+
     def _take(self, turn: Turn) -> tuple[optuna.Trial, Assignment | None]:
         """Ask for a trial, which may be one that waits, and take it in, or refuse it."""
         trial = self.study.ask()
         attributes = self._attributes(trial)
         if known := attributes.get("facts"):
-            resumed = attributes.get("status") == "interrupted"
-            return trial, self._admit(trial, from_tree(known["config"]), known["arm"], known["origin"], resumed)
+            config, status = from_tree(known["config"]), attributes.get("status")
+            if status in ("interrupted", "waiting"):
+                return trial, self._hand_out(trial, config, resumed=status == "interrupted")
+            return trial, self._admit(trial, config, known["arm"], known["origin"])
         return trial, self._draw(trial, turn)
 
     def _draw(self, trial: optuna.Trial, turn: Turn) -> Assignment | None:
@@ -162,39 +182,40 @@ class Ledger:
             self.competitors.refused(turn.arm)
             self._refuse(trial, "rejected", "; ".join(map(str, faults)))
             return None
-        return self._admit(trial, config, turn.arm, "arm" if turn.config else "draw", resumed=False)
+        return self._admit(trial, config, turn.arm, "arm" if turn.config else "draw")
 
-    def _admit(
-        self, trial: optuna.Trial, config: RunConfig, arm: str | None, origin: str, resumed: bool
-    ) -> Assignment | None:
+    def _admit(self, trial: optuna.Trial, config: RunConfig, arm: str | None, origin: str) -> Assignment | None:
         """Take a draw in, or refuse it with its reason."""
-        digest = config_hash(config)
-        costs = self._attributes(trial)["facts"]["costs"] if resumed else self.meter.costs(config.student)
-        if not resumed:
-            facts = {"arm": arm, "origin": origin, "hash": digest, "costs": costs, "config": dump(config)}
-            trial.set_user_attr("facts", facts)
-            if origin == "arm":
-                self.competitors.given.add(arm)
-            broken, twin = within(self.space.search.limits, costs), self.hashes.get(digest)
-            if broken or twin is not None:
-                self.competitors.refused(arm)
-                if broken:
-                    self._refuse(trial, "rejected", f"outside the limits: {', '.join(broken)}")
-                else:
-                    self._refuse(trial, "duplicate", f"the same configuration as trial {twin}", twin)
-                return None
-            self.competitors.took(arm)
-        trial.set_user_attr("status", "running")
+        digest, costs = config_hash(config), self.meter.costs(config.student)
+        facts = {"arm": arm, "origin": origin, "hash": digest, "costs": costs, "config": dump(config)}
+        trial.set_user_attr("facts", facts)
+        if origin == "arm":
+            self.competitors.given.add(arm)
+        broken, twin = within(self.space.search.limits, costs), self.hashes.get(digest)
+        if broken or twin is not None:
+            self.competitors.refused(arm)
+            if broken:
+                self._refuse(trial, "rejected", f"outside the limits: {', '.join(broken)}")
+            else:
+                self._refuse(trial, "duplicate", f"the same configuration as trial {twin}", twin)
+            return None
+        self.competitors.took(arm)
         self.hashes[digest] = trial.number
-        assignment = Assignment(trial.number, config, arm, costs, resumed)
+        return self._hand_out(trial, config, resumed=False)
+
+    def _hand_out(self, trial: optuna.Trial, config: RunConfig, resumed: bool) -> Assignment:
+        """Let a trial run that was taken in, now or before."""
+        trial.set_user_attr("status", "running")
+        known = record(self.storage.get_trial(trial._trial_id))
+        inherited = known.accuracies if known.fork and not resumed else {}
+        assignment = Assignment(trial.number, config, known.arm, known.costs, resumed, known.fork, inherited)
         self.live[trial.number] = trial, assignment
         return assignment
 
     def _refuse(self, trial: optuna.Trial, status: Status, reason: str, twin: int | None = None) -> None:
         if twin is not None and len(self.objectives) == 1:
             # To the sampler a duplicate is worth what its twin reached, and it costs nothing.
-            known = self.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, twin)
-            for step, value in self.storage.get_trial(known).intermediate_values.items():
+            for step, value in self.trial(twin).intermediate_values.items():
                 trial.report(value, step)
         self._conclude(trial, status, TrialState.PRUNED, reason=reason)
 
@@ -208,7 +229,9 @@ class Ledger:
         before = self._attributes(trial).get("progress", {"epoch": 0, "seconds": 0.0})
         epoch, accuracy = int(result["epoch"]), float(result["val_accuracy"])
         if epoch <= before["epoch"]:
-            if assignment.resumed and epoch == before["epoch"]:
+            if result.get("anew"):  # a fork that did not find its parent's checkpoint
+                trial.set_user_attr("progress", {**before, "seconds": before["seconds"] + float(result["seconds"])})
+            elif assignment.resumed and epoch == before["epoch"]:
                 for observer in self.events.reported:
                     observer(number, {**result, "repeated": True})
             return
@@ -241,8 +264,24 @@ class Ledger:
             elif self.stopping:
                 self._wait_again(trial._trial_id)
             else:
-                self._conclude(trial, "pruned", TrialState.PRUNED)
+                heir = self.offspring.pop(number, None)
+                reason = _replaced(self._enqueue(heir)) if heir else None
+                self._conclude(trial, "pruned", TrialState.PRUNED, reason=reason)
+        self.offspring.pop(number, None)
         self._announce(trial)
+
+    def replace(self, number: int, offspring: Offspring) -> None:
+        """Let a fork follow a live trial, which is told to stop now."""
+        self.offspring[number] = offspring
+
+    def _enqueue(self, offspring: Offspring) -> int:
+        """Let a fork wait to be handed out; returns its number."""
+        parent = self.trial(offspring.fork.parent)
+        waiting = self.storage.create_new_trial(self.study._study_id, offspring.waiting(parent, len(self.objectives)))
+        number: int = self.storage.get_trial(waiting).number
+        self.hashes[offspring.hash] = number
+        self.competitors.took(None)
+        return number
 
     def lost(self, number: int, reason: str) -> None:
         """A trial was let down by its machine: it waits to be tried again, and has failed at the third time."""
@@ -252,6 +291,7 @@ class Ledger:
             self.finish(number, f"{len(strikes)} times, the last time: {reason}")
             return
         del self.live[number]
+        self.offspring.pop(number, None)
         with self.storage.together():
             trial.set_user_attr("strikes", strikes)
             self._wait_again(trial._trial_id)
@@ -283,9 +323,19 @@ class Ledger:
         for number in list(self.live):
             self.finish(number)
 
+    def trial(self, number: int) -> FrozenTrial:
+        """A trial as the study has it."""
+        return self.storage.get_trial(
+            self.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+        )
+
     def records(self) -> list[Record]:
         """All trials of the study."""
         return [record(trial) for trial in self._trials()]
+
+
+def _replaced(number: int) -> str:
+    return f"replaced by trial {number}"
 
 
 def _sampler(space: Space, asked: int) -> optuna.samplers.BaseSampler:

@@ -26,7 +26,7 @@ def status(
     output = Output(as_json)
     tally = {
         **results.counts(found.records),
-        **{key: sum(r.status == key for r in found.records) for key in ("running", "interrupted")},
+        **{key: sum(r.status == key for r in found.records) for key in ("running", "interrupted", "waiting")},
     }
     best = found.best
 
