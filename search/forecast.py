@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from search import stopping
-from search.settings import Asha, HyperBand, Median, Scheduler
+from search.settings import Asha, HyperBand, Median, Pbt, Scheduler
 
 HOUR = 3600.0
 NORMAL_95 = 1.645  # a value that is not exceeded with a probability of 95 %, in standard deviations
@@ -107,6 +107,9 @@ def expected_epochs(scheduler: Scheduler, grace: int, trials: int, epochs: int) 
         )
     if isinstance(settings, Median):
         return grace + MEDIAN_SHARE * (epochs - grace)
+    if isinstance(settings, Pbt):
+        # A trial and the forks that follow it train its epochs once; at each boundary a quantile is replaced.
+        return epochs / (1 + settings.quantile * len(settings.boundaries(epochs, grace)))
     return float(epochs)
 
 

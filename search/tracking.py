@@ -162,6 +162,8 @@ class Tracker:
             "hksd.status": "running",
             "hksd.config_hash": config_hash(assignment.config),
         }
+        if assignment.fork:
+            tags |= {"hksd.parent": str(assignment.fork.parent), "hksd.forked_at": str(assignment.fork.epoch)}
         self._put(
             "start",
             str(assignment.number),
@@ -170,6 +172,8 @@ class Tracker:
             params=flat_params(assignment.config),
             metrics={name: float(value) for name, value in assignment.costs.items()},
         )
+        for epoch, accuracy in assignment.inherited.items():  # a curve that is whole; the rest is in the parent's run
+            self._put("metrics", str(assignment.number), metrics={"val/accuracy": accuracy}, step=epoch, once=True)
 
     def epoch(self, number: int, report: Mapping[str, Any]) -> None:
         """Log the report of an epoch as one batch; one that is marked as repeated only if the store lacks it."""

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 from ray import tune
 
-from hksd import process
+from hksd import checkpoint, process
 from hksd.config import RunConfig, from_tree
 from hksd.data import DataSet
 from hksd.outcome import EpochReport, OnEpoch
@@ -80,8 +80,9 @@ class Place:
         out: Path,
         on_epoch: OnEpoch | None = None,
         should_stop: Callable[[], bool] | None = None,
+        keep: Container[int] = (),
     ) -> None:
-        """Train `config` into the folder `out`; the process is afterwards as it was."""
+        """Train `config` into the folder `out`; the process is afterwards as it was (see `hksd.train.fit`)."""
 
         def train() -> None:
             middle = from_tree(json.loads(self.shared))
@@ -93,6 +94,7 @@ class Place:
                 on_epoch=on_epoch,
                 should_stop=should_stop,
                 shared=middle,
+                keep=keep,
             )
 
         with process.restored(config.seed):  # networks are also built, and looked at, before and after the training
@@ -110,6 +112,7 @@ def run_trial(
     home: str,
     shared: str,
     share: float = 0.0,
+    keep: Container[int] = (),
 ) -> None:
     """Train one assignment.
 
@@ -117,28 +120,37 @@ def run_trial(
     trial's folder. A trial that is told to stop is saved and ends without a report.
 
     Args:
-        assignment: ``number`` and ``config`` (JSON text of the run configuration).
+        assignment: ``number``, ``config`` (JSON text of the run configuration), ``arm`` (its name or ``""``) and
+            ``fork`` (JSON text of the fields of a `search.records.Fork`, or of an empty mapping).
         data: images, from Ray's object store.
         search: folder of the search.
         cache_dir: see `Place`.
         home: see `Place`.
         shared: see `Place`.
         share: see `Place`.
+        keep: epochs whose checkpoint others may go on from; that of an arm nobody does.
     """
     out = trial_folder(Path(search), assignment["number"])
-    epoch = 0
+    fork = json.loads(assignment.get("fork", "{}"))
+    epoch, begun = 0, False
 
     def on_epoch(report: EpochReport) -> None:
-        nonlocal epoch
+        nonlocal epoch, begun
         epoch = report.epoch
-        told = {"warnings": warnings.texts} if warnings.texts else {}
+        told: dict[str, Any] = {"warnings": warnings.texts} if warnings.texts else {}
+        if fork and epoch <= fork["epoch"] and not begun:
+            told["anew"] = True  # what its parent has trained already
+        begun = False
         tune.report({"number": assignment["number"], **dataclasses.asdict(report), **told})
 
     with listening() as warnings:
         try:
             config = from_tree(json.loads(assignment["config"]))
             stop = told_to_stop(Path(search))
-            Place(cache_dir, home, shared, share).train(config, data, out, on_epoch, stop)
+            if fork:
+                begun = checkpoint.fork(out, trial_folder(Path(search), fork["parent"]), fork["epoch"])
+            mine = () if assignment.get("arm") else keep
+            Place(cache_dir, home, shared, share).train(config, data, out, on_epoch, stop, mine)
         except Exception as error:  # whatever a trial meets, the search goes on
             out.mkdir(parents=True, exist_ok=True)
             (out / FAULT_FILE).write_text(traceback.format_exc())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hksd.data import DataSet
 from hksd.errors import UserError
 from search import packing
 from search.packing import Packing, Usage
+from search.population import boundaries, remove_checkpoints
 from search.schedulers import LedgerScheduler
 from search.searcher import Ledger
 from search.space import Space
@@ -44,7 +46,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             # A trial that runs may be lost and come back: asked again later.
             return None if self.ledger.live and not self.ledger.stopping else Searcher.FINISHED
         self.numbers[trial_id] = assignment.number
-        return {"number": assignment.number, "config": json.dumps(dump(assignment.config)), "arm": assignment.arm or ""}
+        fork = asdict(assignment.fork) if assignment.fork else {}
+        told = {"number": assignment.number, "arm": assignment.arm or "", "fork": json.dumps(fork)}
+        return {**told, "config": json.dumps(dump(assignment.config))}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """See ray.tune.search.Searcher."""
@@ -154,8 +158,9 @@ def tune_trials(
         gpu: GPUs of a trial.
         trial: what trains one; takes the arguments of `run_trial`.
     """
-    fixed = {"search": str(folder), "cache_dir": str(cache_dir), "home": str(Path.cwd()), "share": gpu}
+    fixed: dict[str, Any] = {"search": str(folder), "cache_dir": str(cache_dir), "home": str(Path.cwd()), "share": gpu}
     fixed["shared"] = json.dumps(dump(ledger.space.middle({})))
+    fixed["keep"] = list(boundaries(ledger.space))
     trainable = tune.with_resources(
         tune.with_parameters(trial, data=data, **fixed), {"cpu": ledger.space.search.resources.cpu, "gpu": gpu}
     )
@@ -176,3 +181,5 @@ def tune_trials(
         run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
     )
     tuner.fit()
+    if not ledger.stopping:  # the search is over: nobody is forked any more
+        remove_checkpoints(folder)
