@@ -29,7 +29,7 @@ from search.forecast import Plan, Span, Work
 from search.sampling import check_knowledge, random_draws
 from search.session import IMAGES, TEACHERS
 from search.space import Space
-from search.teaching import Teaching
+from search.teaching import Teaching, with_teacher
 
 DRAWN = 200  # random draws that the forecast is averaged over
 MEASURED = 12  # draws that the dry run trains for some steps
@@ -131,7 +131,7 @@ def estimate(space: Space, machine: Machine, *, runs: Path, say: Callable[[str],
     batch = max([middle.train.batch_size, *(run.train.batch_size for run in chosen), *_teacher_batches(middle)])
     small = dry_run.miniature(data, batch)
     shared = dry_run.shortened(middle)
-    taught = [run for run in arms if run.terms.teacher_needs] + [middle]
+    taught = with_teacher(arms, middle)
     absent = {file: part for run in taught for file, part in teachers.missing(run, data, runs / TEACHERS).items()}
     missing = tuple(sorted(absent.values(), reverse=True))
     with tempfile.TemporaryDirectory(prefix="hksd-estimate-") as scratch:

@@ -14,8 +14,7 @@ from typing import Any
 
 from hksd import budget, loop
 from hksd import data as datasets
-from hksd import teacher as teachers
-from hksd.config import StudentConfig, dump, flatten
+from hksd.config import dump, flatten
 from hksd.data import DataSet
 from hksd.errors import RunError, Stopped
 from hksd.export import CARD_FILE, Row
@@ -43,7 +42,7 @@ from search.session import (
     write,
 )
 from search.space import Space
-from search.teaching import Teaching
+from search.teaching import Teaching, make_teacher, with_teacher
 
 TABLE_FILE = "trials.csv"
 
@@ -120,7 +119,8 @@ def search(
     with locked(folder), interruptible(display, folder) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
         try:
-            teacher, seconds = _teacher(space, largest, data, runs, display)
+            wanted = with_teacher(arms.arms(space, largest).values(), space.middle({}))
+            teacher, seconds = make_teacher(wanted, data, (runs / TEACHERS).resolve(), display.teacher)
         except KeyboardInterrupt:
             raise Stopped(resume_command) from None
         teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
@@ -179,23 +179,6 @@ def search(
         if ended:
             display.line(caps.explain(resume_command))
         return _outcome(found, start, where, ended, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
-
-
-def _teacher(
-    space: Space, largest: StudentConfig, data: DataSet, runs: Path, display: Display
-) -> tuple[Teacher, float]:
-    """The teacher of the search, and how long it was trained; a published run of an arm may want own estimators."""
-    begun, trained = time.monotonic(), False
-
-    def on_progress(what: str, epoch: int, epochs: int, accuracy: float) -> None:
-        nonlocal trained
-        trained = True
-        display.teacher(what, epoch, epochs, accuracy)
-
-    wanted = [config for config in arms.arms(space, largest).values() if config.terms.teacher_needs]
-    prepare = partial(teachers.prepare, data=data, cache_dir=(runs / TEACHERS).resolve(), on_progress=on_progress)
-    teacher = [prepare(config) for config in (*wanted, space.middle({}))][-1]
-    return teacher, time.monotonic() - begun if trained else 0.0
 
 
 def _train(
