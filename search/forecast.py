@@ -42,10 +42,6 @@ class Span:
         """The span in another unit."""
         return Span(self.low * factor, self.likely * factor, self.high * factor)
 
-    def plus(self, amount: float) -> Span:
-        """The span with an amount added that is known."""
-        return Span(self.low + amount, self.likely + amount, self.high + amount)
-
 
 def around(likely: float, error: float) -> Span:
     """The span that a relative standard error leaves, 90 % of a log-normal distribution."""
@@ -196,11 +192,13 @@ class Totals:
             rung. Likely: the mean. High: a dear one (10 % are dearer) that is trained to its end.
         training: of all trials, summed over them.
         wall: of the trials, from the first to the last.
+        error: relative standard error of both.
     """
 
     trial: Span
-    training: Span
-    wall: Span
+    training: float
+    wall: float
+    error: float
 
 
 def totals(plan: Plan, epoch_seconds: Sequence[float], fit_error: float, noise: float) -> Totals:
@@ -224,4 +222,4 @@ def totals(plan: Plan, epoch_seconds: Sequence[float], fit_error: float, noise: 
     # At the end workers wait for the last trial, half of one on average.
     tail = (1 - 1 / workers) * (training / max(count, 1)) / 2
     wall = (training + count * TRIAL_OVERHEAD) / workers + tail
-    return Totals(trial, around(training, error), around(wall, error))
+    return Totals(trial, training, wall, error)

@@ -11,11 +11,8 @@ from pathlib import Path
 
 from hksd import data as datasets
 from hksd import loop
-from hksd import teacher as teachers
-from hksd.config import StudentConfig
 from hksd.data import DataSet
 from hksd.errors import RunError, Stopped
-from hksd.teacher import Teacher
 from search import arms, ray_env, samplers, stopping, tracking, warm_start
 from search.budgets import Budget
 from search.console import Display
@@ -48,7 +45,7 @@ from search.summary import (
     table_csv,
     teacher_line,
 )
-from search.teaching import Teaching
+from search.teaching import Teaching, make_teacher, with_teacher
 
 
 def search(
@@ -93,7 +90,8 @@ def search(
     with locked(folder), interruptible(display, folder) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
         try:
-            teacher, seconds = _teacher(space, largest, data, runs, display)
+            wanted = with_teacher(arms.arms(space, largest, data.image_size).values(), space.middle({}))
+            teacher, seconds = make_teacher(wanted, data, (runs / TEACHERS).resolve(), display.teacher)
         except KeyboardInterrupt:
             raise Stopped(resume_command) from None
         teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
@@ -156,23 +154,6 @@ def search(
         if ended:
             display.line(caps.explain(resume_command))
         return outcome(found, start, where, ended, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
-
-
-def _teacher(
-    space: Space, largest: StudentConfig, data: DataSet, runs: Path, display: Display
-) -> tuple[Teacher, float]:
-    """The teacher of the search, and how long it was trained; a published run of an arm may want own estimators."""
-    begun, trained = time.monotonic(), False
-
-    def on_progress(what: str, epoch: int, epochs: int, accuracy: float) -> None:
-        nonlocal trained
-        trained = True
-        display.teacher(what, epoch, epochs, accuracy)
-
-    wanted = [config for config in arms.arms(space, largest, data.image_size).values() if config.terms.teacher_needs]
-    prepare = partial(teachers.prepare, data=data, cache_dir=(runs / TEACHERS).resolve(), on_progress=on_progress)
-    teacher = [prepare(config) for config in (*wanted, space.middle({}))][-1]
-    return teacher, time.monotonic() - begun if trained else 0.0
 
 
 def _train(
