@@ -97,7 +97,8 @@ class Ledger:
     def _begin(self, warm: Sequence[Taken]) -> None:
         """Write down what a new search knows and wishes for before its first trial."""
         settled = samplers.chosen(self.space)[0] in ("random", "grid") or not self.space.search.enqueue_defaults
-        usual = [] if settled else defaults(self.space, self.largest)
+        known = [trial.params for taken in warm for trial in taken.evidence]
+        usual = [] if settled else [params for params in defaults(self.space, self.largest) if params not in known]
         earlier = [params for taken in warm for params in taken.wished]
         wishes = [{"origin": "default", "params": params} for params in usual]
         with self.storage.together():

@@ -186,6 +186,7 @@ def test_results_on_the_same_images_with_the_same_teacher_are_evidence_and_nothi
         stored = ledger.study.trials[record.number]
         assert stored.value == by_hash[config_hash(warm_start.from_tree(record.config))]
     assert ledger.trained == 0
+    assert ledger.study.user_attrs[WISHES] == []  # the defaults were trained there
     assignments = []
     while (assignment := ledger.next()) is not None:
         assignments.append(assignment)
