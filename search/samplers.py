@@ -19,6 +19,7 @@ from search.parameters import parameters, varying
 from search.space import Space
 from search.surrogate import Surrogate
 
+MANY = 200  # trials from which nsga2 was measured to be better than tpe
 SEED_STEP = 7919  # between the seeds of samplers of the same search: a prime, so that seeds of searches do not meet
 
 
@@ -126,15 +127,16 @@ def told(space: Space) -> str:
 def chosen(space: Space) -> tuple[str, str]:
     """The sampler of a space and the reason for it, in words.
 
-    `auto` walks the grid where that ends within the trials, and takes tpe elsewhere: no other was measured to be better
-    (docs/samplers.md).
+    `auto` walks the grid where that ends within the trials; else it takes what was measured best (docs/samplers.md),
+    and tpe where nothing was measured to be better.
     """
     settings = space.search
     if settings.sampler != "auto":
         return settings.sampler, "as the space says"
-    if any(map(grid.continuous, space.ranges.values())):
-        return "tpe", "continuous ranges have no end of configurations"
-    points = grid.count(space, settings.trials)
+    finite = not any(map(grid.continuous, space.ranges.values()))
+    points = grid.count(space, settings.trials) if finite else None
     if points is not None and points <= settings.trials:
         return "grid", f"all {points} configurations fit into {settings.trials} trials"
-    return "tpe", f"the space has more configurations than {settings.trials} trials"
+    if settings.trials >= MANY and settings.scheduler.name == "none" and not settings.minimize:
+        return "nsga2", f"{settings.trials} trials, none stopped early, are enough for generations"
+    return "tpe", "there are more configurations than trials" if finite else "ranges are continuous"

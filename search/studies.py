@@ -57,7 +57,8 @@ def begin(
         warm: what the search takes over from earlier ones.
     """
     settled = samplers.chosen(space)[0] in ("random", "grid") or not space.search.enqueue_defaults
-    usual = [] if settled else defaults(space, largest)
+    known = [trial.params for taken in warm for trial in taken.evidence]
+    usual = [] if settled else [params for params in defaults(space, largest) if params not in known]
     earlier = [params for taken in warm for params in taken.wished]
     wishes = [{"origin": "default", "params": params} for params in usual]
     with storage.together():

@@ -179,3 +179,24 @@ def test_every_name_makes_samplers(name: str, make_space: Make) -> None:
     space = make_space(search={"sampler": name, "minimize": ["params"], "grid_points": 2})
     assert set(samplers.of({None: space}, [])) == {None}
     assert samplers.told(space).startswith("sampler ")
+
+
+@pytest.mark.parametrize(
+    ("sections", "name", "reason"),
+    [
+        ({"train": {"lr": 0.1}, "terms": {"ce": {"weight": 1.0}}}, "grid", "all 4 configurations"),
+        ({"train": {"lr": 0.1}, "terms": {"ce": {"weight": 1.0}}, "search": {"trials": 3}}, "tpe", "more"),
+        ({}, "tpe", "continuous"),
+        ({"search": {"trials": 200}}, "tpe", "continuous"),
+        ({"search": {"trials": 200, "scheduler": "none"}}, "nsga2", "200 trials"),
+        ({"search": {"trials": 200, "scheduler": "none", "minimize": ["params"]}}, "tpe", "continuous"),
+    ],
+)
+def test_auto_takes_the_grid_where_it_ends_and_else_what_was_measured(
+    sections: dict[str, Any], name: str, reason: str, make_space: Make
+) -> None:
+    space = make_space(**{**sections, "search": {"sampler": "auto", **sections.get("search", {})}})
+    chosen, why = samplers.chosen(space)
+    assert chosen == name
+    assert reason in why
+    assert samplers.told(space) == f"sampler {name}, chosen by auto: {why}"

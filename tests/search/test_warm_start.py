@@ -23,8 +23,9 @@ from search import warm_start
 from search.costs import Meter, check_feasible
 from search.ranges import Range
 from search.results import FACTS_FILE, open_search
-from search.searcher import WISHES, Ledger
+from search.searcher import Ledger
 from search.space import Space
+from search.studies import WISHES
 from search.wishes import defaults, nearest, point, wishes
 
 Make = Callable[..., Any]
@@ -186,6 +187,7 @@ def test_results_on_the_same_images_with_the_same_teacher_are_evidence_and_nothi
         stored = ledger.study.trials[record.number]
         assert stored.value == by_hash[config_hash(warm_start.from_tree(record.config))]
     assert ledger.trained == 0
+    assert ledger.study.user_attrs[WISHES] == []  # the defaults were trained there
     assignments = []
     while (assignment := ledger.next()) is not None:
         assignments.append(assignment)
