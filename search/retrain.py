@@ -19,7 +19,7 @@ from hksd.checkpoint import write_atomically
 from hksd.config import config_hash, from_tree
 from hksd.data import DataSet
 from hksd.errors import NonFiniteLossError
-from search import tuning
+from search import guards, tuning
 from search.contenders import FAILED_FILE
 from search.space import Space
 from search.trial import FAULT_FILE, Place, listening
@@ -103,5 +103,5 @@ def train_all(
             try:
                 ended = ray.get(done)
             except RayError:
-                ended = Ended(tuning.DIED)
+                ended = Ended(guards.WORKER)
             on_end(job, ended)

@@ -23,10 +23,10 @@ from hksd.errors import ConfigError, UserError
 from hksd.objective import verify
 from search.arms import Competitors, Turn
 from search.costs import Meter, within
+from search.guards import STRIKES
 from search.records import ACCURACY, STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
 from search.space import Space
 
-STRIKES = 3  # times that a trial may be let down by its machine
 SHORTFALL = "shortfall"  # attribute: by how much a complete trial misses the accuracy that it has to reach
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Ledger:
         self.hashes: dict[str, int] = {}
         self.stopping, self.exhausted, self.trained = False, False, 0
         self.ended: str | None = None  # the cap that was reached, where that is why it is stopping
+        self.trouble: str | None = None  # what no trial could go on with, where that is why
         self._take_over()
         self.study.sampler = _sampler(space, len(self._trials()))
 
@@ -244,11 +245,11 @@ class Ledger:
                 self._conclude(trial, "pruned", TrialState.PRUNED)
         self._announce(trial)
 
-    def lost(self, number: int, reason: str) -> None:
-        """A trial was let down by its machine: it waits to be tried again, and has failed at the third time."""
+    def lost(self, number: int, reason: str, allowed: int = STRIKES) -> None:
+        """A trial was let down by its machine: it waits to be tried again, and has failed at the last time allowed."""
         trial, _ = self.live[number]
         strikes = [*self._attributes(trial).get("strikes", []), reason]
-        if len(strikes) >= STRIKES:
+        if len(strikes) >= allowed:
             self.finish(number, f"{len(strikes)} times, the last time: {reason}")
             return
         del self.live[number]
@@ -276,6 +277,10 @@ class Ledger:
         """Tell observers how a trial ended, once the study has it on disk."""
         for observer in self.events.ended:
             observer(record(self.storage.get_trial(trial._trial_id)))
+
+    def halt(self, trouble: str) -> None:
+        """Stop the search because of something that no trial could go on with."""
+        self.stopping, self.trouble = True, self.trouble or trouble
 
     def interrupt(self) -> None:
         """Put everything that still runs back to WAITING."""
