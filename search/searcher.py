@@ -24,12 +24,12 @@ from hksd.objective import verify
 from search import samplers, studies
 from search.arms import Competitors, Turn
 from search.costs import Meter, within
+from search.guards import STRIKES
 from search.population import Offspring
 from search.records import ACCURACY, Assignment, Record, Status, record
 from search.space import Space
 from search.warm_start import Taken
 
-STRIKES = 3  # times that a trial may be let down by its machine
 log = logging.getLogger(__name__)
 
 
@@ -75,6 +75,7 @@ class Ledger:
         self.offspring: dict[int, Offspring] = {}  # what takes the place of a live trial once that has stopped
         self.stopping, self.exhausted, self.trained, self.wished = False, False, 0, 0
         self.ended: str | None = None  # the cap that was reached, where that is why it is stopping
+        self.trouble: str | None = None  # what no trial could go on with, where that is why
         if not self._trials():
             studies.begin(self.study, self.storage, space, largest, warm)
         self._take_over()
@@ -289,11 +290,11 @@ class Ledger:
         self.competitors.took(None)
         return number
 
-    def lost(self, number: int, reason: str) -> None:
-        """A trial was let down by its machine: it waits to be tried again, and has failed at the third time."""
+    def lost(self, number: int, reason: str, allowed: int = STRIKES) -> None:
+        """A trial was let down by its machine: it waits to be tried again, and has failed at the last time allowed."""
         trial, _ = self.live[number]
         strikes = [*self._attributes(trial).get("strikes", []), reason]
-        if len(strikes) >= STRIKES:
+        if len(strikes) >= allowed:
             self.finish(number, f"{len(strikes)} times, the last time: {reason}")
             return
         del self.live[number]
@@ -325,6 +326,10 @@ class Ledger:
         """Tell observers how a trial ended, once the study has it on disk."""
         for observer in self.events.ended:
             observer(record(self.storage.get_trial(trial._trial_id)))
+
+    def halt(self, trouble: str) -> None:
+        """Stop the search because of something that no trial could go on with."""
+        self.stopping, self.trouble = True, self.trouble or trouble
 
     def interrupt(self) -> None:
         """Put everything that still runs back to WAITING."""

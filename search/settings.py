@@ -171,6 +171,12 @@ class Resources(Section):
             description="GPUs of a trial, fractions allowed; auto: a dry run on a GPU decides, 0 where there is none"
         ),
     ] = "auto"
+    memory_gb: Annotated[
+        float | None,
+        Field(
+            gt=0, description="memory that a trial may hold, in 10^9 bytes; default its part of 90 % of the machine's"
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

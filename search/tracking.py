@@ -101,7 +101,7 @@ class Tracker:
         self.uri, self.folder, self.name = uri, folder, name
         self.sent, self.problem = 0, None if uri else "off"
         self.runs: dict[str, str] = {}
-        self.earlier: frozenset[str] = frozenset()  # runs opened before a resume; MLflow forbids to change their params
+        self.earlier: frozenset[str] = frozenset()  # runs that have their params; MLflow forbids to change them
         self.experiment_id: str | None = None
         self._pending: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._unsent: list[dict[str, Any]] = []
@@ -289,6 +289,7 @@ class Tracker:
             for start in range(0, max(len(params), bool(metrics)), BATCH_PARAMS):
                 client.log_batch(run, metrics, params[start : start + BATCH_PARAMS])
                 metrics = []
+            self.earlier |= {operation["run"]}  # a trial that is tried again starts again
         elif run is None:
             log.warning("a record of run %s belongs to another MLflow store and is left out", operation["run"])
         elif operation["kind"] == "metrics":
