@@ -24,6 +24,7 @@ from search.commands import (
     evaluate,
     export,
     methods,
+    report,
     search,
     space,
     status,
@@ -79,7 +80,7 @@ app = typer.Typer(
     help="Search for the best small student of a teacher network.\n\nStart with `hksd search quickstart`.",
 )
 
-for _command in (doctor, methods, space, teacher, train, estimate, search, status, confirm, export, evaluate):
+for _command in (doctor, methods, space, teacher, train, estimate, search, status, confirm, report, export, evaluate):
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name, epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
 

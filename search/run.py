@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Mapping
@@ -15,18 +13,19 @@ from typing import Any
 from hksd import budget, loop
 from hksd import data as datasets
 from hksd import teacher as teachers
-from hksd.config import StudentConfig, dump, flatten
+from hksd.config import StudentConfig, dump
 from hksd.data import DataSet
 from hksd.errors import RunError, Stopped
 from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
-from search import arms, ray_env, stopping, tracking
+from search import arms, ray_env, report, stopping, tracking
 from search.budgets import Budget
 from search.console import Display, relative
 from search.costs import Meter, check_feasible, measure_ahead
 from search.latency import connected, latencies_of
 from search.records import Record
+from search.report import TABLE_FILE, table_csv
 from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search, target
 from search.sampling import check_knowledge
 from search.searcher import Events, Ledger
@@ -44,8 +43,6 @@ from search.session import (
 )
 from search.space import Space
 from search.teaching import Teaching
-
-TABLE_FILE = "trials.csv"
 
 
 @dataclass(frozen=True)
@@ -160,10 +157,12 @@ def search(
             if ledger.live:
                 ledger.interrupt()
             display.close()
-            found = open_search(runs, name)
-            write(folder / TABLE_FILE, table_csv(found.records))
             interrupted = ledger.stopping and ledger.ended is None
             ended = ledger.ended if caps.cut_short() else None
+            why = "interrupted" if interrupted else "exhausted" if ledger.exhausted else ended
+            write(folder / FACTS_FILE, json.dumps(facts | {"ended": why}, indent=1))
+            found = open_search(runs, name)
+            write(folder / TABLE_FILE, table_csv(found.records))
             status = "KILLED" if interrupted else "FAILED" if found.best is None else status
             where = export_trial(found, data=data) if status == "FINISHED" else None
             sent = _finish_tracking(tracker, found, status, display, where, ended)
@@ -336,7 +335,8 @@ def _finish_tracking(
         tags |= {"hksd.best": best.label}
     texts = {TABLE_FILE: table_csv(found.records)}
     if export is not None:
-        texts["card.md"] = (export / CARD_FILE).read_text()
+        texts |= {"card.md": (export / CARD_FILE).read_text()} | report.at_end(found)
+        display.line(f"report: {relative(found.folder / report.REPORT_FILE)}")
     tracker.end_search(status, metrics, tags, texts)
     outcome = tracker.close()
     if outcome.unsent:
@@ -345,16 +345,3 @@ def _finish_tracking(
             f"{relative(found.folder / tracking.SPOOL_FILE)} and sent when the search is resumed"
         )
     return outcome
-
-
-def table_csv(records: list[Record]) -> str:
-    """All trials as CSV, one a line, with their configuration flattened."""
-    facts = [{name: value for name, value in record.flat().items() if name != "config"} for record in records]
-    configs = [flatten(record.config or {}) for record in records]
-    keys = sorted({key for flat in configs for key in flat})
-    names = [*dict.fromkeys(name for fact in facts for name in fact), *keys]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, restval="")
-    writer.writeheader()
-    writer.writerows({**fact, **flat} for fact, flat in zip(facts, configs, strict=True))
-    return buffer.getvalue()
