@@ -18,6 +18,7 @@ from search.budgets import Budget
 from search.console import Display
 from search.costs import Meter, check_feasible, measure_ahead
 from search.latency import connected, latencies_of
+from search.report import TABLE_FILE, table_csv
 from search.results import FACTS_FILE, export_trial, open_search, target
 from search.sampling import check_knowledge
 from search.searcher import Events, Ledger
@@ -35,14 +36,12 @@ from search.session import (
 )
 from search.space import Space
 from search.summary import (
-    TABLE_FILE,
     Outcome,
     facts_of,
     finish_tracking,
     note_origin,
     outcome,
     parent_params,
-    table_csv,
     teacher_line,
 )
 from search.teaching import Teaching, make_teacher, with_teacher
@@ -135,10 +134,12 @@ def search(
             if ledger.live:
                 ledger.interrupt()
             display.close()
-            found = open_search(runs, name)
-            write(folder / TABLE_FILE, table_csv(found.records))
             interrupted = ledger.stopping and ledger.ended is None
             ended = ledger.ended if caps.cut_short() else None
+            why = "interrupted" if interrupted else "exhausted" if ledger.exhausted else ended
+            write(folder / FACTS_FILE, json.dumps(facts | {"ended": why}, indent=1))
+            found = open_search(runs, name)
+            write(folder / TABLE_FILE, table_csv(found.records))
             status = "KILLED" if interrupted else "FAILED" if found.best is None else status
             where = export_trial(found, data=data) if status == "FINISHED" else None
             sent = finish_tracking(tracker, found, status, display, where, ended)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Mapping
@@ -12,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from hksd import budget, loop, provenance
-from hksd.config import content_hash, dump, flatten
+from hksd.config import content_hash, dump
 from hksd.data import DataSet
 from hksd.errors import UserError
 from hksd.export import CARD_FILE, Row
 from hksd.teacher import Teacher
-from search import tracking
+from search import report, tracking
 from search.console import Display, relative
 from search.records import Record
+from search.report import TABLE_FILE, table_csv
 from search.results import SearchFolder, counts
 from search.space import Space
-
-TABLE_FILE = "trials.csv"
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,8 @@ def finish_tracking(
         tags |= {"hksd.best": best.label}
     texts = {TABLE_FILE: table_csv(found.records)}
     if export is not None:
-        texts["card.md"] = (export / CARD_FILE).read_text()
+        texts |= {"card.md": (export / CARD_FILE).read_text()} | report.at_end(found)
+        display.line(f"report: {relative(found.folder / report.REPORT_FILE)}")
     tracker.end_search(status, metrics, tags, texts)
     outcome = tracker.close()
     if outcome.unsent:
@@ -164,19 +162,6 @@ def finish_tracking(
             f"{relative(found.folder / tracking.SPOOL_FILE)} and sent when the search is resumed"
         )
     return outcome
-
-
-def table_csv(records: list[Record]) -> str:
-    """All trials as CSV, one a line, with their configuration flattened."""
-    facts = [{name: value for name, value in record.flat().items() if name != "config"} for record in records]
-    configs = [flatten(record.config or {}) for record in records]
-    keys = sorted({key for flat in configs for key in flat})
-    names = [*dict.fromkeys(name for fact in facts for name in fact), *keys]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, restval="")
-    writer.writeheader()
-    writer.writerows({**fact, **flat} for fact, flat in zip(facts, configs, strict=True))
-    return buffer.getvalue()
 
 
 def outcome(found: SearchFolder, start: float, where: Path, ended: str | None, seen: dict[str, Any]) -> Outcome:
