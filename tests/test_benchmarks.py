@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 import os
@@ -144,6 +145,18 @@ def test_accuracy_writes_the_difference_of_the_sides_with_its_interval(
     assert {line["side"] for line in found["table"]} == {"reference", "float32, live", "as it comes"}
     assert all(0 <= line["test_accuracy"]["mean"] <= 1 and line["device_s"]["n"] == 1 for line in found["table"])
     assert found["differences"]["as it comes - reference"].keys() >= {"mean", "half_95", "n"}
+
+
+def test_samplers_writes_what_each_has_found_and_by_how_much_it_is_above_tpe(
+    run: Callable[..., dict[str, Any]],
+) -> None:
+    found = run("samplers.py", "--cases", "four numbers", "--samplers", "tpe", "random", "--seeds", "2")
+    lines = {(line["sampler"], line["after"]): line for line in found["table"]}
+    assert lines.keys() == set(itertools.product(("tpe", "random"), (15, 30)))
+    for (sampler, _), line in lines.items():
+        assert line["n"] == line["above_tpe"]["n"] == 2
+        assert 0 < line["mean"] < 1
+        assert sampler != "tpe" or line["above_tpe"]["mean"] == 0
 
 
 @pytest.mark.slow
