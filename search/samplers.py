@@ -137,6 +137,7 @@ def chosen(space: Space) -> tuple[str, str]:
     points = grid.count(space, settings.trials) if finite else None
     if points is not None and points <= settings.trials:
         return "grid", f"all {points} configurations fit into {settings.trials} trials"
-    if settings.trials >= MANY and settings.scheduler.name == "none" and not settings.minimize:
+    plain = settings.scheduler.name == "none" and not settings.minimize and not space.alternatives  # as it was measured
+    if settings.trials >= MANY and plain:
         return "nsga2", f"{settings.trials} trials, none stopped early, are enough for generations"
     return "tpe", "there are more configurations than trials" if finite else "ranges are continuous"

@@ -21,6 +21,7 @@ from search.surrogate import SEEN, Axis, Surrogate
 
 Make = Callable[..., Any]
 MODELS = ["tpe", "gp", "nsga2", "random"]
+ALTERNATIVES = {"ce": {"weight": 1.0}, "one_of": {"none": {}, "kd": {"kd": {"weight": {"uniform": [1, 2]}}}}}
 FAST = {"train": {"epochs": 1, "lr": {"log_uniform": [0.01, 0.3]}}}
 
 
@@ -190,6 +191,7 @@ def test_every_name_makes_samplers(name: str, make_space: Make) -> None:
         ({"search": {"trials": 200}}, "tpe", "continuous"),
         ({"search": {"trials": 200, "scheduler": "none"}}, "nsga2", "200 trials"),
         ({"search": {"trials": 200, "scheduler": "none", "minimize": ["params"]}}, "tpe", "continuous"),
+        ({"search": {"trials": 200, "scheduler": "none"}, "terms": ALTERNATIVES}, "tpe", "continuous"),
     ],
 )
 def test_auto_takes_the_grid_where_it_ends_and_else_what_was_measured(
