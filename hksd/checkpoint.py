@@ -19,6 +19,7 @@ from hksd.errors import RunError
 
 MAGIC = b"hksd checkpoint 1\n"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+KEPT = "epoch-{}.ckpt"
 log = logging.getLogger(__name__)
 
 
@@ -63,7 +64,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 def kept(folder: Path, epoch: int) -> Path:
     """Where `keep` puts the checkpoint after `epoch` finished epochs."""
-    return folder / f"epoch-{epoch}.ckpt"
+    return folder / KEPT.format(epoch)
 
 
 def keep(folder: Path, epoch: int) -> None:
@@ -77,6 +78,31 @@ def keep(folder: Path, epoch: int) -> None:
         write_atomically(path, (folder / LAST).read_bytes())
     except OSError as error:
         raise RunError(f"{path}: the checkpoint cannot be written: {error.strerror}") from error
+
+
+def fork(folder: Path, parent: Path, epoch: int) -> bool:
+    """Begin `folder` with the checkpoint that `parent` kept of `epoch`, unless it has one of its own.
+
+    Returns:
+        Whether there is a checkpoint to go on from; else the kept one is missing or damaged, which is a warning.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    if (folder / LAST).exists() or (folder / PREVIOUS).exists():
+        return True
+    path = kept(parent, epoch)
+    try:
+        read(path)
+        content = path.read_bytes()
+    except (OSError, CorruptCheckpointError) as error:
+        log.warning("%s: no checkpoint to go on from (%s); training from scratch", path, error)
+        return False
+    try:
+        write_atomically(folder / LAST, content)
+    except OSError as error:
+        raise RunError(f"{folder / LAST}: the checkpoint cannot be written: {error.strerror}") from error
+    return True
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def trials(records: Sequence[Record]) -> Table:
             "-" if r.params is None else f"{r.params:,}",
             "-" if r.mflops is None else f"{r.mflops:.2f}",
             f"{r.seconds:.1f}",
-            escape("; ".join(text for text in (f"arm: {r.arm}" if r.arm else "", r.reason or "") if text)),
+            escape("; ".join(text for text in (r.arm and f"arm: {r.arm}", r.fork and str(r.fork), r.reason) if text)),
         )
     return table
 

@@ -25,11 +25,11 @@ from search.arms import Competitors
 from search.budgets import HOUR, device_hours
 from search.costs import Meter, check_feasible, within
 from search.dry_run import Findings, Stage
-from search.forecast import Plan, Span, Work
+from search.forecast import Plan, Span, Work, around
 from search.sampling import check_knowledge, random_draws
 from search.session import IMAGES, TEACHERS
 from search.space import Space
-from search.teaching import Teaching
+from search.teaching import Teaching, with_teacher
 
 DRAWN = 200  # random draws that the forecast is averaged over
 MEASURED = 12  # draws that the dry run trains for some steps
@@ -131,7 +131,7 @@ def estimate(space: Space, machine: Machine, *, runs: Path, say: Callable[[str],
     batch = max([middle.train.batch_size, *(run.train.batch_size for run in chosen), *_teacher_batches(middle)])
     small = dry_run.miniature(data, batch)
     shared = dry_run.shortened(middle)
-    taught = [run for run in arms if run.terms.teacher_needs] + [middle]
+    taught = with_teacher(arms, middle)
     absent = {file: part for run in taught for file, part in teachers.missing(run, data, runs / TEACHERS).items()}
     missing = tuple(sorted(absent.values(), reverse=True))
     with tempfile.TemporaryDirectory(prefix="hksd-estimate-") as scratch:
@@ -171,7 +171,7 @@ def estimate(space: Space, machine: Machine, *, runs: Path, say: Callable[[str],
     sums = forecast.totals(plan, epoch_seconds, fit.error / len(seconds) ** 0.5, noise)
     stage_seconds = _teacher_seconds(stage, middle, data, small, missing)
     start = STARTS * float(np.mean([each.start_seconds for each in found]))
-    hours = sums.training.times(device_hours(1.0, packed.gpu)).plus(stage_seconds / HOUR)
+    hours = around(device_hours(sums.training, packed.gpu) + stage_seconds / HOUR, sums.error)
     price = space.search.price
     return Estimate(
         trials=count + len(plan.arms),
@@ -184,7 +184,7 @@ def estimate(space: Space, machine: Machine, *, runs: Path, say: Callable[[str],
         trial_seconds=sums.trial,
         expected_epochs=expected,
         epochs=epochs,
-        wall_hours=sums.wall.plus(stage_seconds + start).times(1 / HOUR),
+        wall_hours=around((sums.wall + stage_seconds + start) / HOUR, sums.error),
         device_hours=hours,
         cost=None if price is None else hours.times(price),
         price=price,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from search import stopping
-from search.settings import Asha, HyperBand, Median, Scheduler
+from search.settings import Asha, HyperBand, Median, Pbt, Scheduler
 
 HOUR = 3600.0
 NORMAL_95 = 1.645  # a value that is not exceeded with a probability of 95 %, in standard deviations
@@ -41,10 +41,6 @@ class Span:
     def times(self, factor: float) -> Span:
         """The span in another unit."""
         return Span(self.low * factor, self.likely * factor, self.high * factor)
-
-    def plus(self, amount: float) -> Span:
-        """The span with an amount added that is known."""
-        return Span(self.low + amount, self.likely + amount, self.high + amount)
 
 
 def around(likely: float, error: float) -> Span:
@@ -107,6 +103,9 @@ def expected_epochs(scheduler: Scheduler, grace: int, trials: int, epochs: int) 
         )
     if isinstance(settings, Median):
         return grace + MEDIAN_SHARE * (epochs - grace)
+    if isinstance(settings, Pbt):
+        # A trial and the forks that follow it train its epochs once; at each boundary a quantile is replaced.
+        return epochs / (1 + settings.quantile * len(settings.boundaries(epochs, grace)))
     return float(epochs)
 
 
@@ -193,11 +192,13 @@ class Totals:
             rung. Likely: the mean. High: a dear one (10 % are dearer) that is trained to its end.
         training: of all trials, summed over them.
         wall: of the trials, from the first to the last.
+        error: relative standard error of both.
     """
 
     trial: Span
-    training: Span
-    wall: Span
+    training: float
+    wall: float
+    error: float
 
 
 def totals(plan: Plan, epoch_seconds: Sequence[float], fit_error: float, noise: float) -> Totals:
@@ -221,4 +222,4 @@ def totals(plan: Plan, epoch_seconds: Sequence[float], fit_error: float, noise: 
     # At the end workers wait for the last trial, half of one on average.
     tail = (1 - 1 / workers) * (training / max(count, 1)) / 2
     wall = (training + count * TRIAL_OVERHEAD) / workers + tail
-    return Totals(trial, around(training, error), around(wall, error))
+    return Totals(trial, training, wall, error)

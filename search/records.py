@@ -20,7 +20,25 @@ if TYPE_CHECKING:  # Optuna is imported by what needs a study: a single run know
 
 STUDY_FILE, STUDY_NAME = "study.journal", "search"
 ACCURACY = "accuracy/"  # with the epoch: the user attribute of one epoch, in studies of several objectives
-Status = Literal["complete", "pruned", "failed", "rejected", "duplicate", "running", "interrupted", "imported"]
+Status = Literal[
+    "complete", "pruned", "failed", "rejected", "duplicate", "running", "interrupted", "waiting", "imported"
+]
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Where a trial of population based training goes on from (see `search.population`).
+
+    Attributes:
+        parent: number of the trial whose first epochs are its own too.
+        epoch: how many.
+    """
+
+    parent: int
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"fork of {self.parent} at epoch {self.epoch}"
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,8 @@ class Assignment:
         arm: name of the arm, or None for a drawn trial.
         costs: costs of its student by name (`search.settings.REPORTED`).
         resumed: it was interrupted before and continues.
+        fork: where it goes on from, or None for a trial with a beginning of its own.
+        inherited: validation accuracy after each epoch that it shares with its parent.
     """
 
     number: int
@@ -40,6 +60,8 @@ class Assignment:
     arm: str | None
     costs: Mapping[str, float]
     resumed: bool = False
+    fork: Fork | None = None
+    inherited: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -59,9 +81,10 @@ class Record:
         costs: costs of its student by name (`search.settings.REPORTED`); empty when the draw did not get that far.
         epoch: last epoch reported, 0 for none.
         val_accuracy: validation accuracy of that epoch.
-        seconds: training time so far.
-        reason: why it failed or was refused.
-        accuracies: validation accuracy after each epoch reported.
+        seconds: training time so far; of a fork, without that of the epochs that it shares with its parent.
+        reason: why it failed or was refused, or what replaced it.
+        accuracies: validation accuracy after each epoch reported, or shared with a parent.
+        fork: where it went on from, or None for a trial with a beginning of its own.
     """
 
     number: int
@@ -74,6 +97,7 @@ class Record:
     seconds: float
     reason: str | None
     accuracies: Mapping[int, float] = field(default_factory=dict)
+    fork: Fork | None = None
 
     @property
     def params(self) -> int | None:
@@ -86,12 +110,17 @@ class Record:
         return self.costs.get("mflops")
 
     def flat(self) -> dict[str, Any]:
-        """All fields by name but the accuracies, each cost as a field of its own."""
+        """All fields by name but the accuracies, each cost, and each half of a fork, as a field of its own."""
         fields: dict[str, Any] = {}
         for name, value in self.__dict__.items():
             if name == "accuracies":
                 continue
-            fields |= {cost: value.get(cost) for cost in REPORTED} if name == "costs" else {name: value}
+            if name == "costs":
+                fields |= {cost: value.get(cost) for cost in REPORTED}
+            elif name == "fork":
+                fields |= {"parent": value.parent if value else None, "forked_at": value.epoch if value else None}
+            else:
+                fields[name] = value
         return fields
 
     @property
@@ -167,8 +196,9 @@ def record(trial: FrozenTrial) -> Record:
         epoch=progress.get("epoch", 0),
         val_accuracy=progress.get("val_accuracy"),
         seconds=progress.get("seconds", 0.0),
-        reason=trial.user_attrs.get("reason") if status in ("failed", "rejected", "duplicate") else None,
+        reason=trial.user_attrs.get("reason") if status in ("failed", "rejected", "duplicate", "pruned") else None,
         accuracies={} if status == "duplicate" else _accuracies(trial),  # a duplicate shows its twin's to the sampler
+        fork=Fork(facts["parent"], facts["forked_at"]) if facts.get("origin") == "fork" else None,
     )
 
 

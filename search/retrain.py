@@ -20,7 +20,7 @@ from hksd.checkpoint import write_atomically
 from hksd.config import config_hash, from_tree
 from hksd.data import DataSet
 from hksd.errors import NonFiniteLossError
-from search import tuning
+from search import guards, tuning
 from search.contenders import FAILED_FILE
 from search.session import GRACE
 from search.signals import STOP_FILE, told_to_stop
@@ -119,7 +119,7 @@ def train_all(
                 try:
                     ended = ray.get(done)
                 except RayError:
-                    ended = Ended(tuning.DIED)
+                    ended = Ended(guards.WORKER)
                 on_end(job, ended)
     except KeyboardInterrupt:
         if running:

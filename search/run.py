@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from hksd import budget, loop, provenance
 from hksd import data as datasets
-from hksd import teacher as teachers
-from hksd.config import StudentConfig, content_hash, dump, flatten
+from hksd import loop
 from hksd.data import DataSet
-from hksd.errors import RunError, Stopped, UserError
-from hksd.export import CARD_FILE, Row
-from hksd.teacher import Teacher
+from hksd.errors import RunError, Stopped
 from search import arms, ray_env, samplers, stopping, tracking, warm_start
 from search.budgets import Budget
-from search.console import Display, relative
+from search.console import Display
 from search.costs import Meter, check_feasible, measure_ahead
 from search.latency import connected, latencies_of
-from search.records import Record
-from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search, target
+from search.report import TABLE_FILE, table_csv
+from search.results import FACTS_FILE, export_trial, open_search, target
 from search.sampling import check_knowledge
 from search.searcher import Events, Ledger
 from search.session import (
@@ -42,42 +35,16 @@ from search.session import (
     write,
 )
 from search.space import Space
-from search.teaching import Teaching
-
-TABLE_FILE = "trials.csv"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a search ends with.
-
-    Attributes:
-        name: name of the search.
-        trials: number of trials by status.
-        best: facts of the best trial.
-        arms: facts of the arms by name.
-        verdict: what came of `search.max_drop`, in words.
-        front: facts of the trials on the front, when there are several objectives.
-        rows: the comparison table.
-        wall_s: seconds since the start of this call.
-        device_s: seconds of training of all trials.
-        export: folder of the exported student.
-        ended: the cap (``max_device_hours``, ``max_cost``) that ended it early, or None.
-        tracking: store, experiment, records sent and unsent.
-    """
-
-    name: str
-    trials: dict[str, int]
-    best: dict[str, Any]
-    arms: dict[str, Any]
-    verdict: str | None
-    front: list[dict[str, Any]]
-    rows: list[Row]
-    wall_s: float
-    device_s: float
-    export: str
-    ended: str | None
-    tracking: dict[str, Any]
+from search.summary import (
+    Outcome,
+    facts_of,
+    finish_tracking,
+    note_origin,
+    outcome,
+    parent_params,
+    teacher_line,
+)
+from search.teaching import Teaching, make_teacher, with_teacher
 
 
 def search(
@@ -122,11 +89,12 @@ def search(
     with locked(folder), interruptible(display, folder) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
         try:
-            teacher, seconds = _teacher(space, largest, data, runs, display)
+            wanted = with_teacher(arms.arms(space, largest, data.image_size).values(), space.middle({}))
+            teacher, seconds = make_teacher(wanted, data, (runs / TEACHERS).resolve(), display.teacher)
         except KeyboardInterrupt:
             raise Stopped(resume_command) from None
         teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
-        facts = _facts(space, name, data, teacher) | {"teaching": teaching.facts()}
+        facts = facts_of(space, name, data, teacher) | {"teaching": teaching.facts()}
         facts["teacher"]["seconds"] = seconds
         if meter.latencies:
             facts["latency"] = meter.latencies.facts()
@@ -137,14 +105,14 @@ def search(
             facts |= {key: before[key] for key in ("space", "warm_start") if key in before}
             facts["teacher"]["seconds"] += before.get("teacher", {}).get("seconds", 0.0)
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
-        _note_origin(folder, space, data, teacher)
-        display.line(_teacher_line(facts["teacher"], teacher))
+        note_origin(folder, space, data, teacher)
+        display.line(teacher_line(facts["teacher"], teacher))
         display.line(str(teaching))
         for text in (samplers.told(space), stopping.description(space), *map(str, taken)):
             display.line(text)
         uri = tracking.store(tracking_uri, runs)
         tracker = tracking.Tracker(uri, folder, name)
-        tracker.start_search(_parent_params(space, facts), resolved(space))
+        tracker.start_search(parent_params(space, facts), resolved(space))
         events = Events(
             started=[tracker.start_trial, display.started],
             reported=[tracker.epoch, display.reported],
@@ -166,13 +134,15 @@ def search(
             if ledger.live:
                 ledger.interrupt()
             display.close()
-            found = open_search(runs, name)
-            write(folder / TABLE_FILE, table_csv(found.records))
             interrupted = ledger.stopping and ledger.ended is None
             ended = ledger.ended if caps.cut_short() else None
+            why = "interrupted" if interrupted else "exhausted" if ledger.exhausted else ended
+            write(folder / FACTS_FILE, json.dumps(facts | {"ended": why}, indent=1))
+            found = open_search(runs, name)
+            write(folder / TABLE_FILE, table_csv(found.records))
             status = "KILLED" if interrupted else "FAILED" if found.best is None else status
             where = export_trial(found, data=data) if status == "FINISHED" else None
-            sent = _finish_tracking(tracker, found, status, display, where, ended)
+            sent = finish_tracking(tracker, found, status, display, where, ended)
         if interrupted:
             raise Stopped(resume_command)
         if where is None and ended:
@@ -184,24 +154,7 @@ def search(
             display.line("the space is exhausted: every further draw was outside the limits or trained already")
         if ended:
             display.line(caps.explain(resume_command))
-        return _outcome(found, start, where, ended, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
-
-
-def _teacher(
-    space: Space, largest: StudentConfig, data: DataSet, runs: Path, display: Display
-) -> tuple[Teacher, float]:
-    """The teacher of the search, and how long it was trained; a published run of an arm may want own estimators."""
-    begun, trained = time.monotonic(), False
-
-    def on_progress(what: str, epoch: int, epochs: int, accuracy: float) -> None:
-        nonlocal trained
-        trained = True
-        display.teacher(what, epoch, epochs, accuracy)
-
-    wanted = [config for config in arms.arms(space, largest, data.image_size).values() if config.terms.teacher_needs]
-    prepare = partial(teachers.prepare, data=data, cache_dir=(runs / TEACHERS).resolve(), on_progress=on_progress)
-    teacher = [prepare(config) for config in (*wanted, space.middle({}))][-1]
-    return teacher, time.monotonic() - begun if trained else 0.0
+        return outcome(found, start, where, ended, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
 
 
 def _train(
@@ -230,149 +183,3 @@ def _train(
     finally:
         interrupt.disarm()
         tuning.stop_ray()
-
-
-def _outcome(found: SearchFolder, start: float, where: Path, ended: str | None, seen: dict[str, Any]) -> Outcome:
-    best = found.best
-    assert best is not None
-    return Outcome(
-        name=found.name,
-        trials=counts(found.records),
-        best=_public(best),
-        arms={name: _public(record) for name in found.arm_names() if (record := found.arm(name))},
-        verdict=found.verdict(),
-        front=[_public(record) for record in found.front()] if found.facts["minimize"] else [],
-        rows=found.rows(),
-        wall_s=time.monotonic() - start,
-        device_s=sum(record.seconds for record in found.records),
-        export=str(where),
-        ended=ended,
-        tracking=seen,
-    )
-
-
-def _public(record: Record) -> dict[str, Any]:
-    return {
-        "trial": record.number,
-        "status": record.status,
-        "val_accuracy": record.val_accuracy,
-        **record.costs,
-        "config": record.config,
-    }
-
-
-def _facts(space: Space, name: str, data: DataSet, teacher: Teacher) -> dict[str, Any]:
-    settings = space.middle({}).teacher
-    assert settings is not None
-    size = budget.size(settings, **loop.image_shape(data))
-    return {
-        "name": name,
-        "space": space.name,
-        "minimize": list(space.search.minimize),
-        "max_drop": space.search.max_drop,
-        "arms": space.search.arms,
-        "limits": dump(space.search.limits),
-        "epochs": space.tree["train"]["epochs"],
-        "data": {
-            "name": data.name,
-            "train": len(data.train),
-            "validation": len(data.validation),
-            "fingerprint": data.fingerprint,
-        },
-        "teacher": {
-            "model": settings.model,
-            "accuracy": teacher.accuracy,
-            "params": size.params,
-            "mflops": size.mflops,
-            "attention_accuracy": list(teacher.attention_accuracy),
-            "key": teacher.key,
-        },
-        "provenance": provenance.provenance(),
-    }
-
-
-def _note_origin(folder: Path, space: Space, data: DataSet, teacher: Teacher) -> None:
-    """Write down what the search is made of, and that a session at it begins."""
-    settings = space.middle({}).teacher
-    origin = {
-        "space_hash": content_hash(json.loads(json.dumps(space.tree))),
-        "data": provenance.describe_data(data),
-        "teacher": teacher.key,
-        "seeds": {"search": space.search.seed, "teacher": settings.seed if settings else None},
-    }
-    try:
-        provenance.note(folder, origin, {})
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-
-
-def _teacher_line(facts: Mapping[str, Any], teacher: Teacher) -> str:
-    levels = ", ".join(f"{value:.2%}" for value in facts["attention_accuracy"])
-    return (
-        f"teacher {facts['model']}{' (cached)' if teacher.cached else ''}: validation {facts['accuracy']:.2%}, "
-        f"{facts['params']:,} parameters" + (f"; its squeezed vectors, level 1-3: {levels}" if levels else "")
-    )
-
-
-def _parent_params(space: Space, facts: Mapping[str, Any]) -> dict[str, str]:
-    data, teacher = facts["data"], facts["teacher"]
-    ranges = {".".join(map(str, path)): str(spread) for path, spread in space.ranges.items()}
-    return {
-        "space": space.name,
-        "data": data["name"],
-        "data.train": str(data["train"]),
-        "data.validation": str(data["validation"]),
-        "data.fingerprint": data["fingerprint"],
-        "teacher": teacher["model"],
-        "teacher.accuracy": str(teacher["accuracy"]),
-        "teacher.knowledge": facts["teaching"]["knowledge"],
-        "precision": facts["teaching"]["precision"],
-        **{f"search.{key}": json.dumps(value) for key, value in dump(space.search).items()},
-        **{f"range.{key}": value for key, value in ranges.items()},
-    }
-
-
-def _finish_tracking(
-    tracker: tracking.Tracker,
-    found: SearchFolder,
-    status: str,
-    display: Display,
-    export: Path | None,
-    ended: str | None,
-) -> tracking.Outcome:
-    """Close the parent run with figures, table and card; say when records could not be delivered."""
-    best = found.best
-    metrics = {f"trials/{key}": float(value) for key, value in counts(found.records).items()}
-    tags = {"hksd.status": {"FINISHED": "complete", "KILLED": "interrupted"}.get(status, "failed")}
-    tags["hksd.ended"] = ended or ""  # also where an earlier session set it
-    if best is not None:
-        metrics |= {
-            "best/val_accuracy": best.val_accuracy or 0.0,
-            "best/params": float(best.params or 0),
-            "best/mflops": best.mflops or 0.0,
-        }
-        tags |= {"hksd.best": best.label}
-    texts = {TABLE_FILE: table_csv(found.records)}
-    if export is not None:
-        texts["card.md"] = (export / CARD_FILE).read_text()
-    tracker.end_search(status, metrics, tags, texts)
-    outcome = tracker.close()
-    if outcome.unsent:
-        display.line(
-            f"warning: {outcome.unsent} record(s) did not reach MLflow ({outcome.problem}); they are kept in "
-            f"{relative(found.folder / tracking.SPOOL_FILE)} and sent when the search is resumed"
-        )
-    return outcome
-
-
-def table_csv(records: list[Record]) -> str:
-    """All trials as CSV, one a line, with their configuration flattened."""
-    facts = [{name: value for name, value in record.flat().items() if name != "config"} for record in records]
-    configs = [flatten(record.config or {}) for record in records]
-    keys = sorted({key for flat in configs for key in flat})
-    names = [*dict.fromkeys(name for fact in facts for name in fact), *keys]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, restval="")
-    writer.writeheader()
-    writer.writerows({**fact, **flat} for fact, flat in zip(facts, configs, strict=True))
-    return buffer.getvalue()

@@ -8,6 +8,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from search.population import Evolution
 from search.searcher import Ledger
 from search.stopping import EarlyStopping
 
@@ -23,9 +24,11 @@ class LedgerScheduler(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self.ledger: Ledger | None = ledger
         self.stopping: EarlyStopping | None = EarlyStopping(ledger.space, ledger.records())
+        pbt = ledger.space.search.scheduler.pbt
+        self.evolution = Evolution(ledger, pbt) if pbt else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "ledger": None, "stopping": None}
+        return {**self.__dict__, "ledger": None, "stopping": None, "evolution": None}
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """See ray.tune.schedulers.TrialScheduler; Ray's own looks through all trials of the search at each event."""
@@ -44,6 +47,8 @@ class LedgerScheduler(FIFOScheduler):  # type: ignore[misc]
             return False
         if self.ledger.stopping:
             return True
+        if self.evolution is not None:
+            return self.evolution.stops(number, result["epoch"], result["val_accuracy"])
         _, given = self.ledger.live[number]
         return self.stopping.stops(number, given.arm, result["epoch"], result["val_accuracy"], given.costs)
 

@@ -3,13 +3,12 @@
 A trial's life: asked (RUNNING), then COMPLETE with its values, PRUNED with its last value, or FAIL with its reason.
 A draw outside the limits or drawn before is refused here, before any training, and told PRUNED: to the sampler a bad
 region, to people a status of its own. An interrupted trial goes back to WAITING, so nothing is RUNNING when nothing
-runs.
+runs. A fork (see `search.population`) begins as one that waits.
 """
 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -22,17 +21,15 @@ from optuna.trial import FrozenTrial, TrialState
 from hksd.config import RunConfig, StudentConfig, config_hash, dump, from_tree
 from hksd.errors import ConfigError, UserError
 from hksd.objective import verify
-from search import samplers
+from search import samplers, studies
 from search.arms import Competitors, Turn
 from search.costs import Meter, within
-from search.records import ACCURACY, STUDY_NAME, Assignment, Record, Status, mend_journal, open_storage, record
+from search.guards import STRIKES
+from search.population import Offspring
+from search.records import ACCURACY, Assignment, Record, Status, record
 from search.space import Space
 from search.warm_start import Taken
-from search.wishes import defaults
 
-STRIKES = 3  # times that a trial may be let down by its machine
-SHORTFALL = "shortfall"  # attribute: by how much a complete trial misses the accuracy that it has to reach
-WISHES = "wishes"  # attribute of the study: draws that come before those of the sampler
 log = logging.getLogger(__name__)
 
 
@@ -68,44 +65,22 @@ class Ledger:
         target: float | None = None,
         warm: Sequence[Taken] = (),
     ):
-        self.space, self.meter, self.largest, self.target = space, meter, largest, target
+        self.space, self.folder, self.meter, self.largest, self.target = space, folder, meter, largest, target
         self.events = events or Events()
         self.objectives = [space.search.maximize, *space.search.minimize]
-        mend_journal(folder)
-        self.storage = open_storage(folder)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.study = optuna.create_study(
-                storage=self.storage,
-                study_name=STUDY_NAME,
-                load_if_exists=True,
-                directions=["maximize", *["minimize"] * len(space.search.minimize)],
-            )
-            self.study.set_metric_names(self.objectives)
+        self.study, self.storage = studies.open_study(folder, self.objectives)
         self.competitors = Competitors(space, largest, meter.shape["image_size"])
         self.live: dict[int, tuple[optuna.Trial, Assignment]] = {}
         self.hashes: dict[str, int] = {}
+        self.offspring: dict[int, Offspring] = {}  # what takes the place of a live trial once that has stopped
         self.stopping, self.exhausted, self.trained, self.wished = False, False, 0, 0
         self.ended: str | None = None  # the cap that was reached, where that is why it is stopping
+        self.trouble: str | None = None  # what no trial could go on with, where that is why
         if not self._trials():
-            self._begin(warm)
+            studies.begin(self.study, self.storage, space, largest, warm)
         self._take_over()
         self.samplers = samplers.of(self.competitors.spaces, self._trials())
         self.competitors.walked = samplers.walks(self.samplers)
-
-    def _begin(self, warm: Sequence[Taken]) -> None:
-        """Write down what a new search knows and wishes for before its first trial."""
-        settled = samplers.chosen(self.space)[0] in ("random", "grid") or not self.space.search.enqueue_defaults
-        known = [trial.params for taken in warm for trial in taken.evidence]
-        usual = [] if settled else [params for params in defaults(self.space, self.largest) if params not in known]
-        earlier = [params for taken in warm for params in taken.wished]
-        wishes = [{"origin": "default", "params": params} for params in usual]
-        with self.storage.together():
-            self.study.add_trials([trial for taken in warm for trial in taken.evidence])
-            self.study.set_user_attr(
-                WISHES, wishes + [{"origin": "warm start", "params": params} for params in earlier]
-            )
 
     def _trials(self) -> list[FrozenTrial]:
         trials: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
@@ -118,14 +93,20 @@ class Ledger:
     def _take_over(self) -> None:
         """Continue a study whose process may have died at any write.
 
-        What was refused but not yet told is told; what was running waits again, and was admitted if it has a status;
-        what is finished counts.
+        What was refused or replaced but not yet told is told; what was running waits again, and was admitted if it has
+        a status; what is finished counts.
         """
+        replaced = {trial.user_attrs.get("facts", {}).get("replaces"): trial.number for trial in self._trials()}
         for trial in self._trials():
             self.wished += "origin" in trial.user_attrs
             status, facts = trial.user_attrs.get("status"), trial.user_attrs.get("facts")
             if trial.state == TrialState.RUNNING:
-                if status in ("rejected", "duplicate"):
+                if trial.number in replaced:
+                    self.storage.set_trial_user_attr(trial._trial_id, "reason", _replaced(replaced[trial.number]))
+                    self.storage.set_trial_user_attr(trial._trial_id, "status", "pruned")
+                    self.study.tell(trial.number, state=TrialState.PRUNED)
+                    self.trained += 1
+                elif status in ("rejected", "duplicate"):
                     self.study.tell(trial.number, state=TrialState.PRUNED)
                 elif status is not None:
                     self._wait_again(trial._trial_id)
@@ -149,7 +130,7 @@ class Ledger:
 
         A trial that runs may come back (see `lost`), so there is nothing more only when nothing runs.
         """
-        while not self.stopping and self.trained + len(self.live) < self.space.search.trials:
+        while not self.stopping and self._promised() < self.space.search.trials:
             with self.storage.together():
                 turn = self.competitors.turn()
                 if turn is None and not self.storage.waiting():
@@ -164,6 +145,16 @@ class Ledger:
             return assignment
         return None
 
+    def _promised(self) -> int:
+        """Trials that were trained, that run, and that will take the place of one that runs."""
+        return self.trained + len(self.live) + len(self.offspring)
+
+    def room(self) -> bool:
+        """Whether another trial may follow those that were trained, that run and that wait."""
+        pending, settings = len(self.offspring), self.space.search
+        own = self.competitors.taken[None] + pending < self.competitors.share(None, settings)
+        return own and self._promised() + self.storage.waiting() < settings.trials
+
     def _take(self, turn: Turn) -> tuple[optuna.Trial, Assignment | None]:
         """Ask for a trial, which may be one that waits, and take it in, or refuse it."""
         self.study.sampler = self.samplers.get(turn.arm, self.samplers[None])  # a published run draws nothing
@@ -173,13 +164,15 @@ class Ledger:
             trial = self.study.ask()
             attributes = self._attributes(trial)
             if known := attributes.get("facts"):
-                resumed = attributes.get("status") == "interrupted"
-                return trial, self._admit(trial, from_tree(known["config"]), known["arm"], known["origin"], resumed)
+                config, status = from_tree(known["config"]), attributes.get("status")
+                if status in ("interrupted", "waiting"):
+                    return trial, self._hand_out(trial, config, resumed=status == "interrupted")
+                return trial, self._admit(trial, config, known["arm"], known["origin"])
             return trial, self._draw(trial, turn)
 
     def _wish(self) -> None:
         """Put the next of the draws that are wished for into the study, where the sampler finds it."""
-        if self.wished < len(wishes := self.study.user_attrs.get(WISHES, [])):
+        if self.wished < len(wishes := self.study.user_attrs.get(studies.WISHES, [])):
             wish = wishes[self.wished]
             self.study.enqueue_trial(wish["params"], user_attrs={"origin": wish["origin"]})
             self.wished += 1
@@ -198,39 +191,40 @@ class Ledger:
             self._refuse(trial, "rejected", "; ".join(map(str, faults)))
             return None
         origin = "arm" if turn.config else self._attributes(trial).get("origin", "draw")
-        return self._admit(trial, config, turn.arm, origin, resumed=False)
+        return self._admit(trial, config, turn.arm, origin)
 
-    def _admit(
-        self, trial: optuna.Trial, config: RunConfig, arm: str | None, origin: str, resumed: bool
-    ) -> Assignment | None:
+    def _admit(self, trial: optuna.Trial, config: RunConfig, arm: str | None, origin: str) -> Assignment | None:
         """Take a draw in, or refuse it with its reason."""
-        digest = config_hash(config)
-        costs = self._attributes(trial)["facts"]["costs"] if resumed else self.meter.costs(config.student)
-        if not resumed:
-            facts = {"arm": arm, "origin": origin, "hash": digest, "costs": costs, "config": dump(config)}
-            trial.set_user_attr("facts", facts)
-            if origin == "arm":
-                self.competitors.given.add(arm)
-            broken, twin = within(self.space.search.limits, costs), self.hashes.get(digest)
-            if broken or twin is not None:
-                self.competitors.refused(arm)
-                if broken:
-                    self._refuse(trial, "rejected", f"outside the limits: {', '.join(broken)}")
-                else:
-                    self._refuse(trial, "duplicate", f"the same configuration as trial {twin}", twin)
-                return None
-            self.competitors.took(arm)
-        trial.set_user_attr("status", "running")
+        digest, costs = config_hash(config), self.meter.costs(config.student)
+        facts = {"arm": arm, "origin": origin, "hash": digest, "costs": costs, "config": dump(config)}
+        trial.set_user_attr("facts", facts)
+        if origin == "arm":
+            self.competitors.given.add(arm)
+        broken, twin = within(self.space.search.limits, costs), self.hashes.get(digest)
+        if broken or twin is not None:
+            self.competitors.refused(arm)
+            if broken:
+                self._refuse(trial, "rejected", f"outside the limits: {', '.join(broken)}")
+            else:
+                self._refuse(trial, "duplicate", f"the same configuration as trial {twin}", twin)
+            return None
+        self.competitors.took(arm)
         self.hashes[digest] = trial.number
-        assignment = Assignment(trial.number, config, arm, costs, resumed)
+        return self._hand_out(trial, config, resumed=False)
+
+    def _hand_out(self, trial: optuna.Trial, config: RunConfig, resumed: bool) -> Assignment:
+        """Let a trial run that was taken in, now or before."""
+        trial.set_user_attr("status", "running")
+        known = record(self.storage.get_trial(trial._trial_id))
+        inherited = known.accuracies if known.fork and not resumed else {}
+        assignment = Assignment(trial.number, config, known.arm, known.costs, resumed, known.fork, inherited)
         self.live[trial.number] = trial, assignment
         return assignment
 
     def _refuse(self, trial: optuna.Trial, status: Status, reason: str, twin: int | None = None) -> None:
         if twin is not None and len(self.objectives) == 1:
             # To the sampler a duplicate is worth what its twin reached, and it costs nothing.
-            known = self.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, twin)
-            for step, value in self.storage.get_trial(known).intermediate_values.items():
+            for step, value in self.trial(twin).intermediate_values.items():
                 trial.report(value, step)
         self._conclude(trial, status, TrialState.PRUNED, reason=reason)
 
@@ -244,7 +238,9 @@ class Ledger:
         before = self._attributes(trial).get("progress", {"epoch": 0, "seconds": 0.0})
         epoch, accuracy = int(result["epoch"]), float(result["val_accuracy"])
         if epoch <= before["epoch"]:
-            if assignment.resumed and epoch == before["epoch"]:
+            if result.get("anew"):  # a fork that did not find its parent's checkpoint
+                trial.set_user_attr("progress", {**before, "seconds": before["seconds"] + float(result["seconds"])})
+            elif assignment.resumed and epoch == before["epoch"]:
                 for observer in self.events.reported:
                     observer(number, {**result, "repeated": True})
             return
@@ -271,23 +267,38 @@ class Ledger:
                 self._conclude(trial, "failed", TrialState.FAIL, reason=reason)
             elif through:
                 values = {"val_accuracy": progress["val_accuracy"], **assignment.costs}
-                if self.target is not None:
-                    trial.set_user_attr(SHORTFALL, self.target - progress["val_accuracy"])
                 self._conclude(trial, "complete", TrialState.COMPLETE, [values[name] for name in self.objectives])
             elif self.stopping:
                 self._wait_again(trial._trial_id)
             else:
-                self._conclude(trial, "pruned", TrialState.PRUNED)
+                heir = self.offspring.pop(number, None)
+                reason = _replaced(self._enqueue(heir)) if heir else None
+                self._conclude(trial, "pruned", TrialState.PRUNED, reason=reason)
+        self.offspring.pop(number, None)
         self._announce(trial)
 
-    def lost(self, number: int, reason: str) -> None:
-        """A trial was let down by its machine: it waits to be tried again, and has failed at the third time."""
+    def replace(self, number: int, offspring: Offspring) -> None:
+        """Let a fork follow a live trial, which is told to stop now."""
+        self.offspring[number] = offspring
+
+    def _enqueue(self, offspring: Offspring) -> int:
+        """Let a fork wait to be handed out; returns its number."""
+        parent = self.trial(offspring.fork.parent)
+        waiting = self.storage.create_new_trial(self.study._study_id, offspring.waiting(parent, len(self.objectives)))
+        number: int = self.storage.get_trial(waiting).number
+        self.hashes[offspring.hash] = number
+        self.competitors.took(None)
+        return number
+
+    def lost(self, number: int, reason: str, allowed: int = STRIKES) -> None:
+        """A trial was let down by its machine: it waits to be tried again, and has failed at the last time allowed."""
         trial, _ = self.live[number]
         strikes = [*self._attributes(trial).get("strikes", []), reason]
-        if len(strikes) >= STRIKES:
+        if len(strikes) >= allowed:
             self.finish(number, f"{len(strikes)} times, the last time: {reason}")
             return
         del self.live[number]
+        self.offspring.pop(number, None)
         with self.storage.together():
             trial.set_user_attr("strikes", strikes)
             self._wait_again(trial._trial_id)
@@ -304,6 +315,9 @@ class Ledger:
     ) -> None:
         if reason is not None:
             trial.set_user_attr("reason", reason)
+        if self.target is not None:  # what fell short, and by how much, is what the sampler has to know
+            reached = self._attributes(trial).get("progress", {}).get("val_accuracy", 0.0)
+            trial.set_constraint("accuracy", self.target - reached)
         trial.set_user_attr("status", status)  # last: a status stands for a conclusion that is whole
         self.study.tell(trial, values=values, state=state)
         self.trained += status in ("complete", "pruned", "failed")
@@ -313,12 +327,26 @@ class Ledger:
         for observer in self.events.ended:
             observer(record(self.storage.get_trial(trial._trial_id)))
 
+    def halt(self, trouble: str) -> None:
+        """Stop the search because of something that no trial could go on with."""
+        self.stopping, self.trouble = True, self.trouble or trouble
+
     def interrupt(self) -> None:
         """Put everything that still runs back to WAITING."""
         self.stopping = True
         for number in list(self.live):
             self.finish(number)
 
+    def trial(self, number: int) -> FrozenTrial:
+        """A trial as the study has it."""
+        return self.storage.get_trial(
+            self.storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+        )
+
     def records(self) -> list[Record]:
         """All trials of the study."""
         return [record(trial) for trial in self._trials()]
+
+
+def _replaced(number: int) -> str:
+    return f"replaced by trial {number}"

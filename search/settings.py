@@ -77,18 +77,48 @@ class Median(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pbt(Section):
+    """Population based training of schedule knobs (Jaderberg et al. 2017, arXiv 1711.09846); `search.population`."""
+
+    grace_epochs: GraceEpochs = None
+    interval_epochs: Annotated[
+        int | None, Field(ge=1, description="epochs between two comparisons; default a sixth of the epochs, rounded up")
+    ] = None
+    population: Annotated[int, Field(ge=2, description="the latest trials that are compared with each other")] = 8
+    quantile: Annotated[
+        float, Field(gt=0, le=0.5, description="share of them that is replaced, and share that they are replaced from")
+    ] = 0.25
+    factor: Annotated[
+        float, Field(gt=1, description="a fork multiplies or divides its parent's schedule knobs by it")
+    ] = 1.25
+
+    def __post_init__(self) -> None:
+        if self.population * self.quantile < 1:
+            raise ValueError(
+                f"population {self.population} times quantile {self.quantile:g} is below 1, so nobody would ever be "
+                f"replaced; take a population of at least {math.ceil(1 / self.quantile)} or a larger quantile"
+            )
+
+    def boundaries(self, epochs: int, grace: int) -> range:
+        """The epochs after which trials of `epochs` epochs are compared: multiples of the interval from `grace` on."""
+        interval = self.interval_epochs or math.ceil(epochs / 6)
+        return range(-(-grace // interval) * interval, epochs, interval)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scheduler(Section):
     """Early stopping: one section, the others absent or null; `scheduler: none` turns it off."""
 
     asha: Annotated[Asha | None, Field(description="asynchronous successive halving")] = None
     hyperband: Annotated[HyperBand | None, Field(description="brackets of asynchronous successive halving")] = None
     median: Annotated[Median | None, Field(description="stop what is worse than the median")] = None
+    pbt: Annotated[Pbt | None, Field(description="replace what is worst by changed forks of what is best")] = None
 
     def __post_init__(self) -> None:
         if len(named := list(self._named())) > 1:
             raise ValueError(f"one scheduler at a time, got {' and '.join(named)}; set the others to null")
 
-    def _named(self) -> dict[str, Asha | HyperBand | Median]:
+    def _named(self) -> dict[str, Asha | HyperBand | Median | Pbt]:
         return {name: value for name in section_fields(Scheduler) if (value := getattr(self, name)) is not None}
 
     @property
@@ -97,7 +127,7 @@ class Scheduler(Section):
         return next(iter(self._named()), "none")
 
     @property
-    def chosen(self) -> Asha | HyperBand | Median | None:
+    def chosen(self) -> Asha | HyperBand | Median | Pbt | None:
         """Settings of the scheduler in use, or None."""
         return next(iter(self._named().values()), None)
 
@@ -141,6 +171,12 @@ class Resources(Section):
             description="GPUs of a trial, fractions allowed; auto: a dry run on a GPU decides, 0 where there is none"
         ),
     ] = "auto"
+    memory_gb: Annotated[
+        float | None,
+        Field(
+            gt=0, description="memory that a trial may hold, in 10^9 bytes; default its part of 90 % of the machine's"
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

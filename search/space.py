@@ -8,11 +8,12 @@ parameters that exist.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hksd import changes
 from hksd.config import RunConfig, from_tree
 from hksd.errors import Problem, UserError, unknown
 from hksd.schema import Document, apply_overrides, check, parse_yaml, read_yaml, section_fields
@@ -200,6 +201,7 @@ def parse(document: Document, name: str) -> Space:
             names = {path: alternatives.placed(path, tree, alternative) for path in owned}
             moved = {path: place for path, place in names.items() if path != place}
             spaces[alternative] = Space(name, document.source, one, found, search, names=moved)
+    problems += _unchangeable(search, spaces.values())
     if problems or search is None:
         raise document.error(list(dict.fromkeys(problems)))
     if "" in spaces:
@@ -267,6 +269,19 @@ def _too_many_threads(tree: Mapping[str, Any], search: SearchConfig) -> Iterator
         yield Problem(
             ("train", "threads"),
             f"{threads} threads, but a trial has search.resources.cpu = {search.resources.cpu}; make them equal",
+        )
+
+
+def _unchangeable(search: SearchConfig | None, spaces: Collection[Space]) -> Iterator[Problem]:
+    """Population based training needs something to change, in every alternative."""
+    if search is None or search.scheduler.pbt is None:
+        return
+    paths = [tuple(path.split(".")) for path in changes.knobs()]
+    if not all(any(path in one.ranges for path in paths) for one in spaces):
+        yield Problem(
+            ("search", "scheduler", "pbt"),
+            "changes schedule knobs, of which none has a range here; give one to train.lr, train.momentum, "
+            "train.weight_decay or the weight of a term",
         )
 
 

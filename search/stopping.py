@@ -21,7 +21,7 @@ import numpy as np
 from hksd.terms.adversarial import AdversarialConfig
 from search.ranges import Range
 from search.records import Record
-from search.settings import Asha, HyperBand, Median, Scheduler
+from search.settings import Asha, HyperBand, Median, Pbt, Scheduler
 from search.space import Space
 
 GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, lie as evenly as any: so do those of every nth number
@@ -265,6 +265,9 @@ def description(space: Space) -> str:
     if settings is None:
         return "no trial is stopped early"
     name = space.search.scheduler.name
+    if isinstance(settings, Pbt) and settings.boundaries(epochs, grace):
+        at = ", ".join(map(str, settings.boundaries(epochs, grace)))
+        return f"pbt: the worst of {settings.population} trials are replaced after epochs {at} of {epochs}"
     if grace < epochs:
         return f"{name}: no trial is stopped before epoch {grace} of {epochs}"
     late = settings.grace_epochs is None and adversarial_start(space) >= epochs

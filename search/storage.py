@@ -95,9 +95,9 @@ class StudyStorage(JournalStorage):  # type: ignore[misc]
         finally:
             self._sampling = False
 
-    def waiting(self) -> bool:
-        """Whether any trial waits."""
-        return bool(self._waiting)
+    def waiting(self) -> int:
+        """How many trials wait."""
+        return len(self._waiting)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """See optuna.storages.BaseStorage."""

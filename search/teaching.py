@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hksd import knowledge, loop, precision
+from hksd import teacher as teachers
 from hksd.config import RunConfig
 from hksd.data import DataSet
 from hksd.data.augment import batches_of
 from hksd.teacher import Teacher
 from search.console import Display
+
+
+def with_teacher(published: Iterable[RunConfig], middle: RunConfig) -> list[RunConfig]:
+    """The runs for which a search makes teachers, its own last; a published run of an arm may want own estimators."""
+    return [*(run for run in published if run.terms.teacher_needs), middle]
+
+
+def make_teacher(
+    runs: Iterable[RunConfig], data: DataSet, cache_dir: Path, on_progress: teachers.Progress
+) -> tuple[Teacher, float]:
+    """Make the teachers of runs; returns the last one, and the seconds that all took (0 where all were cached)."""
+    begun, trained = time.monotonic(), False
+
+    def progress(what: str, epoch: int, epochs: int, accuracy: float) -> None:
+        nonlocal trained
+        trained = True
+        on_progress(what, epoch, epochs, accuracy)
+
+    made = [teachers.prepare(run, data, cache_dir=cache_dir, on_progress=progress) for run in runs]
+    return made[-1], time.monotonic() - begun if trained else 0.0
 
 
 class Teaching:

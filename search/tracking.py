@@ -101,7 +101,7 @@ class Tracker:
         self.uri, self.folder, self.name = uri, folder, name
         self.sent, self.problem = 0, None if uri else "off"
         self.runs: dict[str, str] = {}
-        self.earlier: frozenset[str] = frozenset()  # runs opened before a resume; MLflow forbids to change their params
+        self.earlier: frozenset[str] = frozenset()  # runs that have their params; MLflow forbids to change them
         self.experiment_id: str | None = None
         self._pending: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._unsent: list[dict[str, Any]] = []
@@ -162,6 +162,8 @@ class Tracker:
             "hksd.status": "running",
             "hksd.config_hash": config_hash(assignment.config),
         }
+        if assignment.fork:
+            tags |= {"hksd.parent": str(assignment.fork.parent), "hksd.forked_at": str(assignment.fork.epoch)}
         self._put(
             "start",
             str(assignment.number),
@@ -170,6 +172,8 @@ class Tracker:
             params=flat_params(assignment.config),
             metrics={name: float(value) for name, value in assignment.costs.items()},
         )
+        for epoch, accuracy in assignment.inherited.items():  # a curve that is whole; the rest is in the parent's run
+            self._put("metrics", str(assignment.number), metrics={"val/accuracy": accuracy}, step=epoch, once=True)
 
     def epoch(self, number: int, report: Mapping[str, Any]) -> None:
         """Log the report of an epoch as one batch; one that is marked as repeated only if the store lacks it."""
@@ -285,6 +289,7 @@ class Tracker:
             for start in range(0, max(len(params), bool(metrics)), BATCH_PARAMS):
                 client.log_batch(run, metrics, params[start : start + BATCH_PARAMS])
                 metrics = []
+            self.earlier |= {operation["run"]}  # a trial that is tried again starts again
         elif run is None:
             log.warning("a record of run %s belongs to another MLflow store and is left out", operation["run"])
         elif operation["kind"] == "metrics":

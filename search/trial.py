@@ -6,25 +6,26 @@ reused, so nothing here or below may keep state between trials.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from hksd import process
+from hksd import checkpoint, process
 from hksd.config import RunConfig, from_tree
 from hksd.data import DataSet
 from hksd.outcome import EpochReport, OnEpoch
 from hksd.train import fit
-from search import gpu
+from search import gpu, guards
 from search.records import trial_folder
 from search.signals import told_to_stop
 
@@ -80,20 +81,27 @@ class Place:
         out: Path,
         on_epoch: OnEpoch | None = None,
         should_stop: Callable[[], bool] | None = None,
+        keep: Container[int] = (),
+        guard: AbstractContextManager[object] = nullcontext(),  # noqa: B008 - holds nothing
     ) -> None:
-        """Train `config` into the folder `out`; the process is afterwards as it was."""
+        """Train `config` into the folder `out`; the process is afterwards as it was (see `hksd.train.fit`).
+
+        Training, and no wait for a GPU, happens inside `guard`.
+        """
 
         def train() -> None:
             middle = from_tree(json.loads(self.shared))
-            fit(
-                config,
-                data=data,
-                out_dir=out,
-                cache_dir=Path(self.cache_dir),
-                on_epoch=on_epoch,
-                should_stop=should_stop,
-                shared=middle,
-            )
+            with guard:
+                fit(
+                    config,
+                    data=data,
+                    out_dir=out,
+                    cache_dir=Path(self.cache_dir),
+                    on_epoch=on_epoch,
+                    should_stop=should_stop,
+                    shared=middle,
+                    keep=keep,
+                )
 
         with process.restored(config.seed):  # networks are also built, and looked at, before and after the training
             if Path(self.home).is_dir():  # not on a node of a cluster that shares no files
@@ -110,43 +118,56 @@ def run_trial(
     home: str,
     shared: str,
     share: float = 0.0,
+    keep: Container[int] = (),
+    rules: guards.Rules = guards.Rules(),  # noqa: B008 - frozen
 ) -> None:
     """Train one assignment.
 
-    A fault ends the trial, not the search: it is reported as the metric ``fault``, with the stack trace in the
-    trial's folder. A trial that is told to stop is saved and ends without a report.
+    A fault ends the trial, not the search: it is reported as the metrics ``fault`` and ``kind`` (`guards.Kind`), with
+    the stack trace in the trial's folder. A trial that is told to stop is saved and ends without a report. One that
+    breaks the rules ends with its process (`guards.Guard`).
 
     Args:
-        assignment: ``number`` and ``config`` (JSON text of the run configuration).
+        assignment: ``number``, ``config`` (JSON text of the run configuration), ``arm`` (its name or ``""``), ``fork``
+            (JSON text of the fields of a `search.records.Fork`, or of an empty mapping), and ``longest`` (seconds of
+            the longest epoch of the trials before; may be missing).
         data: images, from Ray's object store.
         search: folder of the search.
         cache_dir: see `Place`.
         home: see `Place`.
         shared: see `Place`.
         share: see `Place`.
+        keep: epochs whose checkpoint others may go on from; that of an arm nobody does.
+        rules: how long an epoch may take, and how much memory the trial may hold.
     """
     out = trial_folder(Path(search), assignment["number"])
-    epoch = 0
+    fork = json.loads(assignment.get("fork", "{}"))
+    epoch, begun = 0, False
 
     def on_epoch(report: EpochReport) -> None:
-        nonlocal epoch
+        nonlocal epoch, begun
         epoch = report.epoch
-        told = {"warnings": warnings.texts} if warnings.texts else {}
+        told: dict[str, Any] = {"warnings": warnings.texts} if warnings.texts else {}
+        if fork and epoch <= fork["epoch"] and not begun:
+            told["anew"] = True  # what its parent has trained already
+        begun = False
+        guard.rest()  # a report waits for the driver
         tune.report({"number": assignment["number"], **dataclasses.asdict(report), **told})
+        guard.watch(report.seconds)
 
+    model, guard = "", guards.Guard(out, rules, assignment.get("longest", 0.0))
     with listening() as warnings:
         try:
             config = from_tree(json.loads(assignment["config"]))
+            model = config.student.model
             stop = told_to_stop(Path(search))
-            Place(cache_dir, home, shared, share).train(config, data, out, on_epoch, stop)
+            if fork:
+                begun = checkpoint.fork(out, trial_folder(Path(search), fork["parent"]), fork["epoch"])
+            mine = () if assignment.get("arm") else keep
+            Place(cache_dir, home, shared, share).train(config, data, out, on_epoch, stop, mine, guard)
         except Exception as error:  # whatever a trial meets, the search goes on
-            out.mkdir(parents=True, exist_ok=True)
-            (out / FAULT_FILE).write_text(traceback.format_exc())
-            tune.report(
-                {
-                    "number": assignment["number"],
-                    "epoch": epoch,
-                    "val_accuracy": 0.0,
-                    "fault": f"{type(error).__name__}: {error}",
-                }
-            )
+            with contextlib.suppress(OSError):
+                out.mkdir(parents=True, exist_ok=True)
+                (out / FAULT_FILE).write_text(traceback.format_exc())
+            fault = {"fault": f"{type(error).__name__}: {error}", "kind": guards.kind(error, model)}
+            tune.report({"number": assignment["number"], "epoch": epoch, "val_accuracy": 0.0, **fault})

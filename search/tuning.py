@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,28 @@ from ray.tune.search import Searcher
 from hksd.config import StudentConfig, dump
 from hksd.data import DataSet
 from hksd.errors import UserError
-from search import packing
+from search import guards, packing
 from search.packing import Packing, Usage
+from search.population import boundaries, remove_checkpoints
+from search.records import trial_folder
 from search.schedulers import LedgerScheduler
 from search.searcher import Ledger
 from search.space import Space
 from search.trial import run_trial
 
-DIED = "the worker process died (killed, or out of memory)"
-
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]
-    """Tune's view of the ledger. Holds no state of its own: the study has it, outside Tune's pickles."""
+    """Tune's view of the ledger. Holds no state of its own: the study has it, outside Tune's pickles.
 
-    def __init__(self, ledger: Ledger):
+    Args:
+        ledger: of the search.
+        folder: of the search; a worker that dies leaves its last words there.
+    """
+
+    def __init__(self, ledger: Ledger, folder: Path):
         super().__init__(metric="val_accuracy", mode="max")
         self.ledger: Ledger | None = ledger
+        self.folder, self.longest = folder, 0.0  # seconds of an epoch
         self.numbers: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -44,12 +52,15 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             # A trial that runs may be lost and come back: asked again later.
             return None if self.ledger.live and not self.ledger.stopping else Searcher.FINISHED
         self.numbers[trial_id] = assignment.number
-        return {"number": assignment.number, "config": json.dumps(dump(assignment.config)), "arm": assignment.arm or ""}
+        fork = asdict(assignment.fork) if assignment.fork else {}
+        told = {"number": assignment.number, "arm": assignment.arm or "", "fork": json.dumps(fork)}
+        return {**told, "config": json.dumps(dump(assignment.config)), "longest": self.longest}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """See ray.tune.search.Searcher."""
         assert self.ledger is not None
         if "fault" not in result and "epoch" in result:
+            self.longest = max(self.longest, float(result["seconds"]))
             self.ledger.report(self.numbers[trial_id], unflatten(result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -59,7 +70,16 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if not error:
             self.on_trial_result(trial_id, result)
         number = self.numbers.pop(trial_id)
-        self.ledger.finish(number, DIED if error else result.get("fault"))
+        if error:
+            reason, strikes = guards.last_words(trial_folder(self.folder, number))
+            self.ledger.lost(number, reason, strikes)
+        elif result.get("kind") == "disk full":
+            self.ledger.halt(result["fault"])
+            self.ledger.finish(number)
+        elif result.get("kind") == "again":
+            self.ledger.lost(number, result["fault"])
+        else:
+            self.ledger.finish(number, result.get("fault"))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save."""
@@ -101,6 +121,13 @@ def start_ray(address: str | None = None) -> None:
         raise UserError(f"--address {address}: no Ray cluster answers there") from error
     except SystemExit:  # while it starts, Ray answers SIGTERM itself
         raise KeyboardInterrupt from None
+    _quiet()
+
+
+def _quiet() -> None:
+    """Keep Ray from telling of dead workers at length, on standard output too: the ledger says it in a line."""
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    ray._private.worker._worker_logs_enabled = False  # no public switch turns this off
 
 
 def stop_ray() -> None:
@@ -154,19 +181,22 @@ def tune_trials(
         gpu: GPUs of a trial.
         trial: what trains one; takes the arguments of `run_trial`.
     """
-    fixed = {"search": str(folder), "cache_dir": str(cache_dir), "home": str(Path.cwd()), "share": gpu}
+    fixed: dict[str, Any] = {"search": str(folder), "cache_dir": str(cache_dir), "home": str(Path.cwd()), "share": gpu}
     fixed["shared"] = json.dumps(dump(ledger.space.middle({})))
+    fixed["keep"] = list(boundaries(ledger.space))
+    resources, concurrent = ledger.space.search.resources, concurrent_trials(ledger.space, gpu)
+    memory = None if resources.memory_gb is None else int(resources.memory_gb * guards.GB)
+    rules = guards.Rules(ledger.space.search.epoch_timeout, memory, concurrent, resources.cpu)
     trainable = tune.with_resources(
-        tune.with_parameters(trial, data=data, **fixed), {"cpu": ledger.space.search.resources.cpu, "gpu": gpu}
+        tune.with_parameters(trial, data=data, rules=rules, **fixed), {"cpu": resources.cpu, "gpu": gpu}
     )
-    concurrent = concurrent_trials(ledger.space, gpu)
     # All workers start together. When one starts alone and another comes free meanwhile, Tune hands that one over and
     # takes the start back, over and over: with short trials only one worker ever trains.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(concurrent))
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=LedgerSearcher(ledger),
+            search_alg=LedgerSearcher(ledger, folder),
             scheduler=LedgerScheduler(ledger),
             num_samples=-1,
             max_concurrent_trials=concurrent,
@@ -176,3 +206,5 @@ def tune_trials(
         run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
     )
     tuner.fit()
+    if not ledger.stopping:  # the search is over: nobody is forked any more
+        remove_checkpoints(folder)

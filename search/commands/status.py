@@ -10,6 +10,7 @@ from rich.console import Console
 from search.commands.options import DEFAULT_RUNS, Json, Name, Runs
 from search.output import Output
 
+EXTRA = ("running", "interrupted", "waiting", "imported")  # statuses that a search that has ended may not have
 EXAMPLE = "`hksd status first`"
 
 
@@ -26,7 +27,7 @@ def status(
     output = Output(as_json)
     tally = {
         **results.counts(found.records),
-        **{key: sum(r.status == key for r in found.records) for key in ("running", "interrupted", "imported")},
+        **{key: sum(r.status == key for r in found.records) for key in EXTRA},
     }
     best = found.best
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hksd.config import config_hash, from_tree
 from search import searcher
 from search import space as spaces
 from search.arms import ARMS, NO_DISTILLATION, PAPER_PRESET, STANDARD_KD, published, tuned
+from search.costs import Meter, check_feasible
 from search.searcher import Ledger
 
 Make = Callable[..., Any]
@@ -160,3 +162,22 @@ def test_nothing_is_lost_while_the_last_trial_may_still_come_back(make_space: Ma
     ledger.lost(only.number, "the worker died")
     assert ledger.next().number == only.number
     assert ledger.study.trials[only.number].state == TrialState.RUNNING
+
+
+# --- the smallest student that is good enough
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_the_sampler_knows_which_trials_fell_short_of_the_accuracy_and_by_how_much(
+    sampler: str, make_space: Make, shape: dict[str, int], train: Make, tmp_path: Path
+) -> None:
+    space = make_space(search={"trials": 24, "max_drop": 1.0, "sampler": sampler, "limits": {"params": 20_000}})
+    assert space.search.minimize == ("params",)
+    meter = Meter(shape)
+    ledger = Ledger(space, tmp_path, meter, check_feasible(space, meter), target=0.8)
+    while (assignment := ledger.next()) is not None:
+        accuracy = 0.7 + assignment.config.student.width / 4 + assignment.number / 1000
+        train(ledger, assignment, (accuracy,) * (2 if assignment.number % 5 == 0 else 3))
+    for record in ledger.records():
+        (shortfall,) = ledger.study.trials[record.number].constraints.values()
+        assert shortfall == pytest.approx(0.8 - (record.val_accuracy or 0.0))

@@ -23,8 +23,9 @@ from search import warm_start
 from search.costs import Meter, check_feasible
 from search.ranges import Range
 from search.results import FACTS_FILE, open_search
-from search.searcher import WISHES, Ledger
+from search.searcher import Ledger
 from search.space import Space
+from search.studies import WISHES
 from search.wishes import defaults, nearest, point, wishes
 
 Make = Callable[..., Any]

@@ -1,0 +1,36 @@
+"""`hksd report`: the page that says what a search found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.commands.options import DEFAULT_RUNS, Json, Name, Runs
+from search.output import Output
+
+EXAMPLE = "`hksd report first`"
+
+
+def report(
+    name: Name,
+    to: Annotated[Path | None, typer.Option(help="Folder to write to; default runs/NAME.")] = None,
+    runs: Runs = DEFAULT_RUNS,
+    as_json: Json = False,
+) -> None:
+    """Write report.html (one page, opens anywhere) and trials.csv (all trials), also while the search runs."""
+    from search import console, results
+    from search import report as reports
+
+    output = Output(as_json)
+    written = reports.write_report(results.open_search(runs, name), to)
+    output.give(
+        {"name": name, "report": str(written.page), "table": str(written.table), "summary": written.summary},
+        lambda out: out.print(
+            f"{' '.join(written.summary)}\nwritten to {console.relative(written.page)} and "
+            f"{console.relative(written.table)}",
+            highlight=False,
+            markup=False,
+        ),
+    )

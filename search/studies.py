@@ -1,0 +1,66 @@
+"""The study of a search as its driver has it: opened, and begun with what is known and wished for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+
+from hksd.config import StudentConfig
+from search import samplers
+from search.records import STUDY_NAME, mend_journal, open_storage
+from search.space import Space
+from search.storage import StudyStorage
+from search.warm_start import Taken
+from search.wishes import defaults
+
+WISHES = "wishes"  # attribute of the study: draws that come before those of the sampler
+
+
+def open_study(folder: Path, objectives: Sequence[str]) -> tuple[optuna.Study, StudyStorage]:
+    """The study in the folder of a search, made where there is none, for the one process that writes it.
+
+    Args:
+        folder: folder of the search; holds the journal.
+        objectives: the first is maximised, the others are minimised.
+
+    Raises:
+        UserError: the journal cannot be read or written, or is none.
+    """
+    mend_journal(folder)
+    storage = open_storage(folder)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            storage=storage,
+            study_name=STUDY_NAME,
+            load_if_exists=True,
+            directions=["maximize", *["minimize"] * (len(objectives) - 1)],
+        )
+        study.set_metric_names(list(objectives))
+    return study, storage
+
+
+def begin(
+    study: optuna.Study, storage: StudyStorage, space: Space, largest: StudentConfig, warm: Sequence[Taken]
+) -> None:
+    """Write down what a new search knows and wishes for before its first trial.
+
+    Args:
+        study: without a trial.
+        storage: of the study.
+        space: the space.
+        largest: its largest student within the limits.
+        warm: what the search takes over from earlier ones.
+    """
+    settled = samplers.chosen(space)[0] in ("random", "grid") or not space.search.enqueue_defaults
+    known = [trial.params for taken in warm for trial in taken.evidence]
+    usual = [] if settled else [params for params in defaults(space, largest) if params not in known]
+    earlier = [params for taken in warm for params in taken.wished]
+    wishes = [{"origin": "default", "params": params} for params in usual]
+    with storage.together():
+        study.add_trials([trial for taken in warm for trial in taken.evidence])
+        study.set_user_attr(WISHES, wishes + [{"origin": "warm start", "params": params} for params in earlier])

@@ -1,0 +1,181 @@
+"""A process that hangs or leaks is ended with its reason, one that works is left alone; faults are told apart."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from hksd.errors import ConfigError, NonFiniteLossError, RunError, UserError
+from search import guards
+from search.gpu import GpuMemoryError
+from search.guards import FLOOR, GB, MEMORY_STRIKES, STRIKES, WORKER, Rules
+
+Make = Callable[..., Any]
+# A trial: the name of the function and of the file are those of the real one, by which its thread is found.
+TRIAL = """
+import re, sys, time
+from pathlib import Path
+from search import guards
+
+def run_trial(what, folder, timeout, memory):
+    with guards.Guard(folder, guards.Rules(timeout, memory)) as guard:
+        if what == "sleeps":
+            time.sleep(1e6)
+        elif what == "holds the lock":
+            re.match("(a+)+$", "a" * 60 + "b")
+        elif what == "leaks":
+            held = []
+            while True:
+                held.append(bytearray(b"x") * 30_000_000)
+                time.sleep(0.02)
+        elif what == "reports":
+            for _ in range(2):
+                time.sleep(0.2 * timeout)
+                guard.rest()
+                time.sleep(1.5 * timeout)  # the driver is slow
+                guard.watch(0.2 * timeout)
+    time.sleep(1.5 * timeout)
+    print("done")
+"""
+MAIN = "import sys; from pathlib import Path; import trial; w, f, t, m = sys.argv[1:]\n"
+MAIN += "trial.run_trial(w, Path(f), float(t), int(m))"
+
+
+@pytest.fixture
+def live(child: Make, tmp_path: Path) -> Callable[[str, float, int], tuple[int, str]]:
+    """live(what, timeout, memory): exit code and output of a trial in a process of its own."""
+
+    def go(what: str, timeout: float, memory: int) -> tuple[int, str]:
+        (tmp_path / "trial.py").write_text(TRIAL)
+        process = child(MAIN, what, tmp_path / "out", timeout, memory, cwd=tmp_path)
+        out, complaint = process.communicate(timeout=120)
+        assert "Error" not in complaint, complaint
+        return process.returncode, out
+
+    return go
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [("sleeps", "time.sleep(1e6)"), ("holds the lock", 're.match("(a+)+$", "a" * 60 + "b")')],
+)
+def test_a_trial_that_hangs_is_ended_and_the_line_is_known(what: str, line: str, live: Make, tmp_path: Path) -> None:
+    assert live(what, 1.5, 100 * GB) == (1, "")
+    number = TRIAL.splitlines().index(f"            {line}") + 1
+    reason = f"no epoch ended in 1.5 s (search.epoch_timeout); it hung in {tmp_path}/trial.py:{number} (run_trial)"
+    assert guards.last_words(tmp_path / "out") == (reason, STRIKES)
+
+
+def test_a_trial_that_leaks_is_ended_before_the_machine_is_full(live: Make, tmp_path: Path) -> None:
+    assert live("leaks", 120, 1_200_000_000) == (1, "")
+    reason, strikes = guards.last_words(tmp_path / "out")
+    held = float(reason.split()[3])
+    assert 1.2 <= held < 8
+    expected = f"its process held {held} GB of memory, more than the 1.2 GB that it may (search.resources.memory_gb)"
+    assert (reason, strikes) == (expected, MEMORY_STRIKES)
+
+
+def test_a_trial_that_reports_its_epochs_in_time_is_left_alone_however_slow_its_driver(
+    live: Make, tmp_path: Path
+) -> None:
+    assert live("reports", 1.5, 100 * GB) == (0, "done\n")
+    assert guards.last_words(tmp_path / "out") == (WORKER, STRIKES)
+
+
+def test_nothing_of_an_earlier_try_is_taken_for_the_reason_of_a_later_one(tmp_path: Path) -> None:
+    (tmp_path / guards.LAST_WORDS).write_text("held too much")
+    with guards.Guard(tmp_path, Rules()):
+        assert guards.last_words(tmp_path) == (WORKER, STRIKES)
+    assert guards.last_words(tmp_path) == (WORKER, STRIKES)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "mine", "others", "seconds"),
+    [
+        (None, 0, 0, 600),
+        (None, 0, 50, 1000),
+        (None, 1, 50, 60),
+        (None, 10, 0, 200),
+        (7.0, 0, 0, 7),
+        (7.0, 10, 50, 7),
+    ],
+)
+def test_an_epoch_has_twenty_times_the_longest_so_far_and_never_less_than_a_minute(
+    timeout: float | None, mine: float, others: float, seconds: float
+) -> None:
+    assert Rules(timeout).patience(mine, others) == seconds
+
+
+@pytest.mark.parametrize(
+    ("total", "trials", "bound"), [(100, 9, 10), (100, 1, 90), (100, 0, 90), (8, 90, 2), (1, 1, 0.9)]
+)
+def test_a_trial_has_its_part_of_the_memory_but_enough_to_live(total: int, trials: int, bound: float) -> None:
+    assert guards.part_of_memory(total * GB, trials) == bound * GB
+    assert FLOOR == 2 * GB
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "bound"),
+    [
+        ("sys/fs/cgroup/memory.max", "5000000\n", 5_000_000),
+        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "6000000\n", 6_000_000),
+        ("sys/fs/cgroup/batch/memory.max", "7000000\n", 7_000_000),
+        ("sys/fs/cgroup/batch/job/memory.max", "8000000\n", 8_000_000),
+    ],
+)
+def test_a_container_or_job_has_the_memory_that_its_group_allows(
+    file: str, text: str, bound: int, tmp_path: Path
+) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/batch/job\n")
+    machine = guards.machine_memory(tmp_path)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("max\n")
+    assert guards.machine_memory(tmp_path) == machine > 1e8
+    (tmp_path / file).write_text(text)
+    assert guards.machine_memory(tmp_path) == bound
+
+
+def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (NonFiniteLossError(1, 2, {"ce": float("nan")}), "final"),
+        (UserError("wrong"), "final"),
+        (ConfigError("space.yaml", []), "final"),
+        (GpuMemoryError("too little"), "final"),
+        (RuntimeError("nobody knows"), "again"),
+        (OSError(errno.EIO, "broken"), "again"),
+        (MemoryError(), "again"),
+        (torch.AcceleratorError("device lost"), "again"),
+        (OSError(errno.ENOSPC, "full"), "disk full"),
+        (raised(RunError("not saved"), OSError(errno.ENOSPC, "full")), "disk full"),
+        (raised(UserError("not written"), OSError(errno.EDQUOT, "quota")), "disk full"),
+        (raised(UserError("not read"), OSError(errno.ESTALE, "stale")), "again"),
+    ],
+    ids=repr,
+)
+def test_only_faults_that_would_come_again_are_final(error: BaseException, kind: str) -> None:
+    assert guards.kind(error, "resnet8") == kind
+    assert guards.kind(error, "own:net") == kind
+
+
+@pytest.mark.parametrize(("error", "kind"), [("ValueError", "final"), ("OSError", "again"), ("MemoryError", "again")])
+def test_an_error_that_passed_through_the_users_own_network_is_final(error: str, kind: str) -> None:
+    module = ModuleType("own.layers")
+    exec(f"def forward():\n    raise {error}('in a layer')", module.__dict__)
+    with pytest.raises(BaseException, match="in a layer") as caught:
+        module.forward()
+    assert guards.kind(caught.value, "own.networks:net") == kind
+    assert guards.kind(caught.value, "resnet8") == "again"
+    assert guards.kind(caught.value, "other:net") == "again"
