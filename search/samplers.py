@@ -19,7 +19,7 @@ from search.parameters import parameters, varying
 from search.space import Space
 from search.surrogate import Surrogate
 
-MANY = 200  # trials from which nsga2 was measured to be better than tpe
+FEW, MANY = 60, 200  # trials up to which gp, and from which nsga2, is taken in place of tpe: measured at 30 and at 200
 SEED_STEP = 7919  # between the seeds of samplers of the same search: a prime, so that seeds of searches do not meet
 
 
@@ -137,6 +137,10 @@ def chosen(space: Space) -> tuple[str, str]:
     points = grid.count(space, settings.trials) if finite else None
     if points is not None and points <= settings.trials:
         return "grid", f"all {points} configurations fit into {settings.trials} trials"
-    if settings.trials >= MANY and settings.scheduler.name == "none" and not settings.minimize:
+    plain = settings.scheduler.name == "none" and not settings.minimize and not space.alternatives  # as it was measured
+    numbers = all(one.kind != "choice" and not one.off for one in space.ranges.values())
+    if settings.trials <= FEW and plain and numbers:
+        return "gp", "few trials, none stopped early, over numbers alone"
+    if settings.trials >= MANY and plain:
         return "nsga2", f"{settings.trials} trials, none stopped early, are enough for generations"
     return "tpe", "there are more configurations than trials" if finite else "ranges are continuous"

@@ -21,6 +21,11 @@ from search.surrogate import SEEN, Axis, Surrogate
 
 Make = Callable[..., Any]
 MODELS = ["tpe", "gp", "nsga2", "random"]
+ALTERNATIVES = {"ce": {"weight": 1.0}, "one_of": {"none": {}, "kd": {"kd": {"weight": {"uniform": [1, 2]}}}}}
+NUMBERS = {
+    "student": {"model": "resnet8", "width": 0.25},
+    "terms": {"ce": {"weight": 1.0}, "kd": {"temperature": {"uniform": [1, 8]}}},
+}
 FAST = {"train": {"epochs": 1, "lr": {"log_uniform": [0.01, 0.3]}}}
 
 
@@ -189,7 +194,12 @@ def test_every_name_makes_samplers(name: str, make_space: Make) -> None:
         ({}, "tpe", "continuous"),
         ({"search": {"trials": 200}}, "tpe", "continuous"),
         ({"search": {"trials": 200, "scheduler": "none"}}, "nsga2", "200 trials"),
+        ({"search": {"scheduler": "none"}}, "tpe", "continuous"),
+        ({**NUMBERS, "search": {"scheduler": "none"}}, "gp", "over numbers"),
+        ({**NUMBERS, "search": {"trials": 100, "scheduler": "none"}}, "tpe", "continuous"),
+        (NUMBERS, "tpe", "continuous"),
         ({"search": {"trials": 200, "scheduler": "none", "minimize": ["params"]}}, "tpe", "continuous"),
+        ({"search": {"trials": 200, "scheduler": "none"}, "terms": ALTERNATIVES}, "tpe", "continuous"),
     ],
 )
 def test_auto_takes_the_grid_where_it_ends_and_else_what_was_measured(
