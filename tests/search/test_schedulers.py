@@ -256,7 +256,7 @@ def test_a_resumed_search_remembers_its_rungs(
 
 def record(number: int, arm: str | None, accuracy: float) -> Record:
     costs = {"params": 1000.0, "mflops": 1.0}
-    return Record(number, "pruned", arm, {}, costs, 1, accuracy, 1.0, None, {1: accuracy})
+    return Record(number, "complete", arm, {}, costs, 3, accuracy, 1.0, None, dict.fromkeys((1, 2, 3), accuracy))
 
 
 @pytest.mark.parametrize("name", NAMES)
