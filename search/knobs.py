@@ -22,7 +22,7 @@ class Knob:
     """A drawn parameter with its values in the trials that ran to their end.
 
     Attributes:
-        name: its key path, or the name of a term that is drawn on or off.
+        name: its key path; of a term that is drawn on or off, that of the term.
         values: value by number of trial, for the trials that have it.
         choices: its values where it is categorical, else empty.
         log: it was drawn on a logarithmic scale.
@@ -68,7 +68,7 @@ def _note(
     if parameter.endswith(OFF):  # drawn as a number; what matters is whether the term is there
         term = parameter.removesuffix(OFF).rpartition(".")[2]
         value = "on" if (config.get("terms") or {}).get(term) is not None else "off"
-        knob = found.setdefault(term, Knob(term, {}, ("off", "on")))
+        knob = found.setdefault(f"terms.{term}", Knob(f"terms.{term}", {}, ("off", "on")))
     else:
         choices = tuple(getattr(distribution, "choices", ()))
         log = bool(getattr(distribution, "log", False))

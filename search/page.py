@@ -5,6 +5,7 @@ Every text that comes in is escaped; only what these functions build themselves 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -27,12 +28,14 @@ h3 { font-size: 1rem; margin: 0 0 .3rem; } p, ul { max-width: 46rem; margin: .5r
 .lead { font-size: 1.06rem; }
 .wide { overflow-x: auto; } .strips { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr));
   gap: .5rem 1.2rem; } .strips figure { margin: .4rem 0; } .strips h3 { font-size: .9rem; overflow-wrap: anywhere; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+td:nth-child(2) { min-width: 7rem; }
 th, td { padding: .28rem .8rem .28rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
-th { color: var(--soft); font-weight: 600; } .n { text-align: right; white-space: nowrap; } td.t { min-width: 9rem; }
+th { color: var(--soft); font-weight: 600; } .n { text-align: right; white-space: nowrap; }
 tr.strong td { font-weight: 600; }
 pre { background: var(--fill); padding: .8rem 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.4; }
-code { font-size: .9em; } summary { cursor: pointer; color: var(--soft); } dt { color: var(--soft); font-size: .875rem; }
+code { font-size: .9em; } summary { cursor: pointer; color: var(--soft); }
+dt { color: var(--soft); font-size: .875rem; }
 dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; min-width: min(var(--width), 520px); max-width: var(--width); height: auto; }
 svg text { font-size: 12.5px; fill: var(--soft); } svg .label { fill: var(--ink); font-weight: 600;
@@ -71,8 +74,9 @@ def section(title: str, *parts: str) -> str:
 
 
 def paragraph(text: str, look: str = "") -> str:
-    """A paragraph."""
-    return f"<p{_class(look)}>{escape(text)}</p>"
+    """A paragraph; what stands between backticks is set as code."""
+    marked = re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+    return f"<p{_class(look)}>{marked}</p>"
 
 
 def bullets(items: Sequence[str]) -> str:

@@ -25,10 +25,11 @@ from search.console import Display, relative
 from search.costs import Meter, check_feasible, measure_ahead
 from search.latency import connected, latencies_of
 from search.records import Record
-from search.report import TABLE_FILE, table_csv
+from search.report import table_csv
 from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search, target
 from search.sampling import check_knowledge
 from search.searcher import Events, Ledger
+from search.sections import TABLE_FILE
 from search.session import (
     IMAGES,
     SPACE_FILE,
@@ -335,8 +336,7 @@ def _finish_tracking(
         tags |= {"hksd.best": best.label}
     texts = {TABLE_FILE: table_csv(found.records)}
     if export is not None:
-        texts |= {"card.md": (export / CARD_FILE).read_text()} | report.at_end(found)
-        display.line(f"report: {relative(found.folder / report.REPORT_FILE)}")
+        texts |= {"card.md": (export / CARD_FILE).read_text()} | report.at_end(found, display)
     tracker.end_search(status, metrics, tags, texts)
     outcome = tracker.close()
     if outcome.unsent:
