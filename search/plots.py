@@ -21,6 +21,7 @@ BARE = 16.0  # what a title takes of them
 CHAR, LINE = 7.4, 15.0  # mean width of a letter and height of a line of labels, in pixels
 REACH = 8.0  # from a place to its label, in pixels
 SHIFTS = (0.0, LINE, -LINE, 2 * LINE, -2 * LINE, 3 * LINE, -3 * LINE)  # of a label that has no room at its place
+ROUNDING = 1e-9  # values that differ by less, relative to their size, are the same
 SHARE_OF_MARGIN = 0.05  # of a range, left free at both of its ends
 
 
@@ -81,10 +82,11 @@ def spanning(values: Sequence[float], *, log: bool = False, title: str = "", per
         percent: see `Scale`; such a scale stays within 0 and 1.
     """
     low, high = min(values), max(values)
+    spread = high - low > ROUNDING * max(abs(low), abs(high))
     if log:
-        room = (high / low) ** SHARE_OF_MARGIN if high > low else 2.0
+        room = (high / low) ** SHARE_OF_MARGIN if spread else 2.0
         return Scale(low / room, high * room, True, title, percent)
-    room = SHARE_OF_MARGIN * (high - low) if high > low else max(abs(high) * 0.1, 0.01)
+    room = SHARE_OF_MARGIN * (high - low) if spread else abs(high) * 0.1 or 1.0
     low, high = low - room, high + room
     return Scale(max(low, 0.0), min(high, 1.0), title=title, percent=True) if percent else Scale(low, high, title=title)
 
@@ -117,11 +119,17 @@ def _decades(low: float, high: float, digits: Sequence[int]) -> list[float]:
 
 
 def _round_steps(low: float, high: float, count: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten."""
+    """About `count` multiples of 1, 2 or 5 times a power of ten, at least two."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= rough * 0.999)
-    return [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    steps = [digit * power for digit in (0.5, 1, 2, 5, 10)]
+    first = next(index for index, step in enumerate(steps) if step >= rough * 0.999)
+    found: list[float] = []
+    for step in reversed(steps[: first + 1]):
+        found = [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+        if len(found) > 1:
+            break
+    return found
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,7 @@ class Chart:
     """
 
     def __init__(
-        self, x: Scale, y: Scale, width: int = 760, height: int = 400, left: float = LEFT, right: float = RIGHT
+        self, x: Scale, y: Scale, width: int = 680, height: int = 380, left: float = LEFT, right: float = RIGHT
     ):
         self.x, self.y, self.width, self.height = x, y, width, height
         self.left, self.right = left, width - right

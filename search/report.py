@@ -95,10 +95,10 @@ def html(search: SearchFolder) -> tuple[list[str], str]:
         page.section("Accuracy against size", page.figure(figures.accuracy_against_size(search))),
         page.section("Progress", *map(page.figure, (figures.progress(search), figures.learning_curves(search)))),
         page.section("Which knobs mattered", *sections.knobs(search, found)),
-        page.section("Trials", *sections.trials(search)),
         page.section("Failures and refused draws", *sections.failures(search)),
         page.section("The best student's configuration", *sections.configuration(search)),
         page.section("Facts", page.facts(sections.facts(search, space))),
+        page.section("Trials", *sections.trials(search)),
     ]
     versions = (search.facts.get("provenance") or {}).get("versions") or {}
     under = f"Report of a search with hksd {versions['hksd']}" if "hksd" in versions else "Report of a search with hksd"

@@ -193,7 +193,7 @@ def failures(search: SearchFolder) -> list[str]:
     parts = []
     if failed:
         rows = [[reason, str(len(numbers)), _named(numbers)] for reason, numbers in failed[:REASONS]]
-        parts.append(page.table(["why trials failed", "trials", "remark"], rows))
+        parts.append(page.table(["why trials failed", "trials", "which"], rows))
     if refused:
         rows = [[reason, str(count)] for reason, count in refused[:REASONS]]
         parts.append(page.table(["why draws were refused before training", "draws"], rows))
@@ -202,7 +202,7 @@ def failures(search: SearchFolder) -> list[str]:
 
 
 def _named(numbers: Sequence[int]) -> str:
-    return f"trial {', '.join(map(str, numbers[:NUMBERS]))}{', ...' if len(numbers) > NUMBERS else ''}"
+    return ", ".join(map(str, numbers[:NUMBERS])) + (", ..." if len(numbers) > NUMBERS else "")
 
 
 def configuration(search: SearchFolder) -> list[str]:
