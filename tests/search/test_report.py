@@ -80,7 +80,9 @@ def page_of(search: SearchFolder) -> tuple[str, ET.Element]:
     head, _, rest = where.page.read_text().partition("\n")
     assert head == "<!doctype html>"
     root = ET.fromstring(rest)
-    return " ".join("".join(root.itertext()).split()), root
+    body = root.find("body")
+    assert body is not None
+    return " ".join("".join(body.itertext()).split()), root
 
 
 def headings(root: ET.Element) -> list[str]:
