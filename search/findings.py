@@ -50,15 +50,15 @@ def _searched(search: SearchFolder) -> str:
         "failed": tally["failed"],
         **others,
     }
-    shown = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+    shown = ", ".join(f"{count:,} {state}" for state, count in states.items() if count)
     refused = tally["rejected"] + tally["duplicate"]
     hours = sum(r.seconds for r in search.records) / HOUR
     return (
-        f"the search {search.name} looked{about}. {trained} {_plural(trained, 'trial')} ended"
+        f"the search {search.name} looked{about}. {trained:,} {_plural(trained, 'trial')} ended"
         + (f" ({shown})" if shown else "")
         + (f" in {duration(hours)} of training" if hours else "")
         + (
-            f"; {refused} {_plural(refused, 'draw')} {'was' if refused == 1 else 'were'} refused untrained"
+            f"; {refused:,} {_plural(refused, 'draw')} {'was' if refused == 1 else 'were'} refused untrained"
             * bool(refused)
         )
     )
@@ -137,7 +137,7 @@ def ended(search: SearchFolder, planned: int | None) -> str:
     if why == "exhausted":
         return "it ended because its space was exhausted: every further draw was outside the limits or trained already"
     if planned is not None and trained >= planned:
-        return f"it ended with its {planned} trials trained"
+        return f"it ended with its {planned:,} trials trained"
     if why == "interrupted":
         return f"it was interrupted with {trained} trials trained{_of(planned)}, and can be resumed"
     return f"it has not come to its end: {trained} trials are trained{_of(planned)}"
@@ -160,7 +160,7 @@ def caveats(search: SearchFolder, confirmed: bool) -> list[str]:
         tries = counts(search.records)["complete"]
         chance = _standard_error(best.val_accuracy, (search.facts.get("data") or {}).get("validation"))
         text = (
-            f"each accuracy is that of one seed on the validation split{chance}, which also chose the best of {tries}"
+            f"each accuracy is that of one seed on the validation split{chance}, which also chose the best of {tries:,}"
         )
         cure = (
             "the confirmation below has a better one"

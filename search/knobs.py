@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class Knob:
         values: value by number of trial, for the trials that have it.
         choices: its values where it is categorical, else empty.
         log: it was drawn on a logarithmic scale.
-        importance: share of the variance of accuracy that it explains (0 to 1); None where that is not known.
+        importance: share of the variance of accuracy that it explains alone (0 to 1); None where that is not known.
     """
 
     name: str
@@ -77,7 +78,7 @@ def _note(
 
 
 def importances(found: Sequence[Knob], accuracies: Mapping[int, float]) -> dict[str, float]:
-    """Share of the variance of accuracy that each knob explains, for the knobs that all trials have.
+    """Share of the variance of accuracy that each knob explains alone, for the knobs that all trials have.
 
     Functional ANOVA over a random forest (Hutter et al. 2014, "An Efficient Approach for Assessing Hyperparameter
     Importance"). Empty where there are fewer than `FEWEST` trials or they all have the same accuracy.
@@ -99,7 +100,10 @@ def importances(found: Sequence[Knob], accuracies: Mapping[int, float]) -> dict[
     for number in evenly(sorted(accuracies), MODELLED):
         values = {name: _plain(knob, knob.values[number]) for name, knob in names.items()}
         study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=accuracies[number]))
-    shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(n_trees=TREES, seed=0))
+    evaluator = FanovaImportanceEvaluator(n_trees=TREES, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        shares = get_param_importances(study, evaluator=evaluator, normalize=False)  # else they would sum to 1
     return {names[name].name: float(share) for name, share in shares.items() if math.isfinite(share)}
 
 

@@ -24,10 +24,12 @@ STYLE = """
 body { margin: 0 auto; max-width: 1000px; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 0 0 .3rem; } p, ul { max-width: 46rem; margin: .5rem 0; } li { margin: .2rem 0; }
+h3 { font-size: 1rem; margin: 0 0 .3rem; } p, ul, figcaption { max-width: 46rem; margin: .5rem 0; }
+li { margin: .2rem 0; }
 .soft, figcaption { color: var(--soft); font-size: .875rem; } figure { margin: 1.2rem 0; }
 .lead { font-size: 1.06rem; }
-.wide { overflow-x: auto; } .strips { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr));
+.wide { overflow-x: auto; } .wide + .wide { margin-top: 1.2rem; }
+.strips { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr));
   gap: .5rem 1.2rem; } .strips figure { margin: .4rem 0; } .strips h3 { font-size: .9rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 td:nth-child(2) { min-width: 7rem; }

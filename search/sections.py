@@ -137,10 +137,11 @@ def knobs(search: SearchFolder, found: Sequence[Knob]) -> list[str]:
         top = ranked[0]
         some = f"{MODELLED} of the {len(numbers):,}" if len(numbers) > MODELLED else f"the {len(numbers)}"
         text = (
-            f"{top.name} explains most: {top.importance:.0%} of the variance of accuracy between {some} drawn trials "
-            f"that ran to their end (functional ANOVA over a random forest). Only the {len(ranked)} of {len(found)} "
-            "knobs that all of these trials have are compared so. The sampler tries good regions more often, and "
-            "trials that were stopped early are left out: take the order as a hint, not as a cause."
+            f"{top.name} explains most: by itself {top.importance:.0%} of the variance of accuracy between {some} "
+            "drawn trials that ran to their end (functional ANOVA over a random forest). Only the "
+            f"{len(ranked)} of {len(found)} knobs that all of these trials have are compared so. The sampler tries "
+            "good regions more often, and trials that were stopped early are left out: take the order as a hint, not "
+            "as a cause."
         )
     elif len(numbers) < FEWEST:
         text = (
