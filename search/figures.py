@@ -45,8 +45,8 @@ def accuracy_against_size(search: SearchFolder) -> Figure | None:
     ahead = sorted(front(complete, ["params"]), key=lambda r: r.params or 0)
     arms = [arm for name in search.arm_names() if (arm := search.arm(name)) in complete and arm is not None]
     special = {r.number for r in (best, *ahead, *arms)}
-    others = evenly([r for r in complete if r.number not in special], MOST_DOTS)
-    faint = evenly(pruned, MOST_DOTS - min(len(others), MOST_DOTS // 2))
+    faint = evenly(pruned, MOST_DOTS // 4)
+    others = evenly([r for r in complete if r.number not in special], MOST_DOTS - len(faint))
     x = spanning([float(r.params or 1) for r in known], log=True, title="parameters of the student (log scale)")
     y = window([_accuracy(r) for r in complete], [teacher["accuracy"]] if teacher else [])
     chart = Chart(x, y)
@@ -89,9 +89,12 @@ def progress(search: SearchFolder) -> Figure | None:
     leader = max(complete, key=lambda r: (_accuracy(r), -r.number))
     chart.dots([last], "best", 4.5)
     chart.label(*last, f"trial {leader.number}, {percent(last[1])}", "best", sides=(-1, 1))
+    chart.avoid(last, (float(count), last[1]))
     after = count - int(last[0])
-    title = f"The highest accuracy, {percent(last[1])}, was reached with trial {int(last[0])} of {count}"
-    title += f"; the {after} after it did not raise it" if after > 1 else ""
+    title = (
+        f"The highest accuracy, {percent(last[1])}, came with trial {leader.number}, number {int(last[0]):,} of the "
+    )
+    title += f"{count:,} trained" + (f"; the {after:,} after it did not raise it" if after > 1 else "")
     notes = ["each dot is a trial that ran to its end; the line is the highest accuracy so far"]
     notes += _left_out(len(shown), len(complete)) + _below(y, [_accuracy(r) for r in shown])
     return Figure(title, chart, _caption(notes))

@@ -217,6 +217,11 @@ class Chart:
         self.labels.append(Label(across, down, text, look, tuple(sides)))
         self.taken.append((across - 4, down - 4, across + 4, down + 4))
 
+    def avoid(self, first: tuple[float, float], second: tuple[float, float]) -> None:
+        """Keep labels off a straight line."""
+        (x0, y0), (x1, y1) = self.at(*first), self.at(*second)
+        self.taken.append((min(x0, x1), min(y0, y1) - 1, max(x0, x1), max(y0, y1) + 1))
+
     def svg(self, title: str) -> str:
         """The chart as an `<svg>` element, read out as `title`."""
         parts = [*self._axes(), *self.marks, *self._placed_labels()]

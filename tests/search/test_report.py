@@ -283,7 +283,10 @@ def test_every_record_set_can_be_drawn(records: list[Record]) -> None:
 def test_progress_names_the_trial_that_reached_the_best(search: Make) -> None:
     found = figures.progress(search([GOOD, STOPPED, BETTER, GOOD, GOOD]))
     assert found is not None
-    assert found.title == "The highest accuracy, 70.00%, was reached with trial 3 of 5; the 2 after it did not raise it"
+    assert (
+        found.title
+        == "The highest accuracy, 70.00%, came with trial 2, number 3 of the 5 trained; the 2 after it did not raise it"
+    )
 
 
 def test_the_table_of_all_trials_reads_back(search: Make) -> None:
