@@ -16,6 +16,7 @@ from search.results import TRAINED, SearchFolder, front
 
 MOST_DOTS, MOST_CURVES, MOST_STRIPS, STRIP_DOTS = 1000, 150, 24, 300  # what is drawn at most
 ACCURACY = "validation accuracy, %"
+LABELS = 150.0  # pixels for the names at the right of a chart
 LONGEST_NAME = 26  # letters of a name at the left of a chart
 
 
@@ -44,8 +45,8 @@ def accuracy_against_size(search: SearchFolder) -> Figure | None:
     ahead = sorted(front(complete, ["params"]), key=lambda r: r.params or 0)
     arms = [arm for name in search.arm_names() if (arm := search.arm(name)) in complete and arm is not None]
     special = {r.number for r in (best, *ahead, *arms)}
-    others = evenly([r for r in complete if r.number not in special], MOST_DOTS)
-    faint = evenly(pruned, MOST_DOTS - min(len(others), MOST_DOTS // 2))
+    faint = evenly(pruned, MOST_DOTS // 4)
+    others = evenly([r for r in complete if r.number not in special], MOST_DOTS - len(faint))
     x = spanning([float(r.params or 1) for r in known], log=True, title="parameters of the student (log scale)")
     y = window([_accuracy(r) for r in complete], [teacher["accuracy"]] if teacher else [])
     chart = Chart(x, y)
@@ -61,7 +62,7 @@ def accuracy_against_size(search: SearchFolder) -> Figure | None:
             chart.label(*_place(arm), arm.arm or "", "arm")
     if teacher:
         chart.level(teacher["accuracy"], f"teacher, {teacher['params']:,} parameters", "teacher")
-    notes = ["the line joins the trials that no smaller one reaches (the front)"]
+    notes = ["the line is the front: what no smaller student reaches"]
     notes += [f"faint: {len(pruned)} trials that were stopped early, at their last accuracy"] if pruned else []
     notes += _left_out(len(others) + len(faint), len(complete) + len(pruned) - len(special))
     notes += _below(y, [_accuracy(r) for r in (*others, *faint, *ahead, *arms)])
@@ -87,10 +88,13 @@ def progress(search: SearchFolder) -> Figure | None:
     chart.line([*steps, (float(count), last[1])], "best", steps=True)
     leader = max(complete, key=lambda r: (_accuracy(r), -r.number))
     chart.dots([last], "best", 4.5)
-    chart.label(*last, f"trial {leader.number}, {percent(last[1])}", "best")
+    chart.label(*last, f"trial {leader.number}, {percent(last[1])}", "best", sides=(-1, 1))
+    chart.avoid(last, (float(count), last[1]))
     after = count - int(last[0])
-    title = f"The highest accuracy, {percent(last[1])}, was reached with trial {int(last[0])} of {count}"
-    title += f"; the {after} after it did not raise it" if after > 1 else ""
+    title = (
+        f"The highest accuracy, {percent(last[1])}, came with trial {leader.number}, number {int(last[0]):,} of the "
+    )
+    title += f"{count:,} trained" + (f"; the {after:,} after it did not raise it" if after > 1 else "")
     notes = ["each dot is a trial that ran to its end; the line is the highest accuracy so far"]
     notes += _left_out(len(shown), len(complete)) + _below(y, [_accuracy(r) for r in shown])
     return Figure(title, chart, _caption(notes))
@@ -107,21 +111,20 @@ def learning_curves(search: SearchFolder) -> Figure | None:
     rest = [r for r in curved if r not in special]
     complete = evenly([r for r in rest if r.status == "complete"], MOST_CURVES // 2)
     others = evenly([r for r in rest if r.status != "complete"], MOST_CURVES - len(complete))
-    drawn = [*others, *complete, *special]
-    values = [value for r in drawn for value in r.accuracies.values()]
+    drawn = [*others, *complete, *sorted(special, key=_accuracy, reverse=True)]  # names go from the top down
     epochs = max(epoch for r in drawn for epoch in r.accuracies)
-    chart = Chart(
-        Scale(1.0, epochs + 0.22 * (epochs - 1), title="epoch"), spanning(values, title=ACCURACY, percent=True)
-    )
+    late = [value for r in drawn for epoch, value in r.accuracies.items() if epoch >= epochs / 3]
+    y = window(late or [value for r in drawn for value in r.accuracies.values()], [])
+    chart = Chart(Scale(1.0, float(epochs), title="epoch"), y, right=LABELS)
     for r in drawn:
-        points = [(float(epoch), value) for epoch, value in sorted(r.accuracies.items())]
+        points = visible([(float(epoch), value) for epoch, value in sorted(r.accuracies.items())], y.low)
         look = "best" if r == best else "arm" if r in arms else "complete" if r.status == "complete" else "pruned"
         chart.line(points, look)
         if r.status != "complete":
             chart.cloud(points[-1:], "stopped")
-        if r in special:
+        if r in special and points:
             name = f"trial {r.number}" if r == best and not r.arm else r.arm or ""
-            chart.label(*points[-1], name, look, radius=2.0)
+            chart.label(*points[-1], name, look, sides=(1,))
     stopped = [r for r in search.records if r.status == "pruned"]
     title = "How the trials learned"
     if stopped:
@@ -130,7 +133,7 @@ def learning_curves(search: SearchFolder) -> Figure | None:
         title = (
             f"{len(stopped)} of {sum(r.status in TRAINED for r in search.records)} trials were stopped early, {when}"
         )
-    notes = ["one line a trial; a dot ends the line of a trial that did not run to its end"]
+    notes = ["one line a trial; a dot ends the line of a trial that did not run to its end; first epochs may lie lower"]
     return Figure(title, chart, _caption(notes + _left_out(len(drawn), len(curved))))
 
 
@@ -155,9 +158,9 @@ def _strip(knob: Knob, accuracies: Mapping[int, float], y: Scale, best: int | No
     else:
         spot = {n: float(value) for n, value in knob.values.items()}
         x = spanning(list(spot.values()), log=knob.log and min(spot.values()) > 0)
-    chart = Chart(x, y, width=320, height=210)
+    chart = Chart(x, y, width=320, height=200)
     chart.cloud([(spot[n], accuracies[n]) for n in numbers], "complete")
-    if best in knob.values:
+    if best is not None and best in knob.values:
         chart.dots([(spot[best], accuracies[best])], "best", 4.5)
     share = "" if knob.importance is None else f"explains {knob.importance:.0%} of the variance"
     some = f"in {len(knob.values)} of {total} trials" if len(knob.values) < total else ""
@@ -207,7 +210,7 @@ def _intervals(
     ends = [one[key] for one in found for key in ("mean", "low", "high") if one.get(key) is not None]
     ends += [] if percent_ else [0.0]
     x = spanning(ends, title=title, percent=percent_)
-    chart = Chart(x, categories(names[::-1]), height=90 + 30 * len(names), left=CHAR * max(map(len, names)) + 18)
+    chart = Chart(x, categories(names[::-1]), height=60 + 30 * len(names), left=CHAR * max(map(len, names)) + 18)
     for row, (one, look) in enumerate(zip(found, looks, strict=True)):
         y = float(len(names) - 1 - row)
         if one.get("low") is not None:
@@ -232,6 +235,15 @@ def window(values: Sequence[float], others: Sequence[float]) -> Scale:
         if third > first:
             low = max(low, first - 3 * (third - first))
     return spanning([low, max(values), *others], title=ACCURACY, percent=True)
+
+
+def visible(points: Sequence[tuple[float, float]], low: float) -> list[tuple[float, float]]:
+    """The part of a rising line after it first comes above `low`, from where it crosses that height."""
+    first = next((index for index, (_, y) in enumerate(points) if y >= low), len(points))
+    if first in (0, len(points)):
+        return list(points[first:])
+    (x0, y0), (x1, y1) = points[first - 1], points[first]
+    return [(x0 + (x1 - x0) * (low - y0) / (y1 - y0), low), *points[first:]]
 
 
 def _size_title(best: Record, teacher: Mapping[str, Any] | None) -> str:

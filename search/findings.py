@@ -21,20 +21,19 @@ HOUR = 3600.0  # seconds
 _CAPS = ("max_device_hours", "max_cost")
 
 
-def summary(search: SearchFolder, planned: int | None, confirmed: bool) -> list[str]:
-    """The search in a few sentences: what was searched, who won, against what, why it ended, what to be careful with.
+def summary(search: SearchFolder, planned: int | None) -> list[str]:
+    """The search in a few sentences: what was searched, who won, against what, why it ended.
 
     Args:
         search: the search.
         planned: trials that it was to train, or None where that is not known.
-        confirmed: its students were trained again over new seeds.
     """
     parts = [_searched(search), _won(search), _gain(search), search.verdict(), _front(search), ended(search, planned)]
-    return [_sentence(part) for part in (*parts, *caveats(search, confirmed)) if part]
+    return [_sentence(part) for part in parts if part]
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _searched(search: SearchFolder) -> str:
@@ -44,17 +43,22 @@ def _searched(search: SearchFolder) -> str:
     about += f" on {data['name']}" if data else ""
     about += f", {facts['epochs']} epochs a trial" if "epochs" in facts else ""
     trained = sum(tally[status] for status in TRAINED)
-    others = Counter(r.status for r in search.records if r.status in ("running", "interrupted"))
-    states = {"complete": tally["complete"], "stopped early": tally["pruned"], "failed": tally["failed"], **others}
-    shown = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+    others: Counter[str] = Counter(r.status for r in search.records if r.status in ("running", "interrupted"))
+    states: dict[str, int] = {
+        "complete": tally["complete"],
+        "stopped early": tally["pruned"],
+        "failed": tally["failed"],
+        **others,
+    }
+    shown = ", ".join(f"{count:,} {state}" for state, count in states.items() if count)
     refused = tally["rejected"] + tally["duplicate"]
     hours = sum(r.seconds for r in search.records) / HOUR
     return (
-        f"{search.name} searched{about}. {trained} {_plural(trained, 'trial')} ended"
+        f"the search {search.name} looked{about}. {trained:,} {_plural(trained, 'trial')} ended"
         + (f" ({shown})" if shown else "")
         + (f" in {duration(hours)} of training" if hours else "")
         + (
-            f"; {refused} {_plural(refused, 'draw')} {'was' if refused == 1 else 'were'} refused untrained"
+            f"; {refused:,} {_plural(refused, 'draw')} {'was' if refused == 1 else 'were'} refused untrained"
             * bool(refused)
         )
     )
@@ -88,8 +92,9 @@ def _gain(search: SearchFolder) -> str | None:
     if not ended:
         return "no arm ran to its end, so what distillation brought is not known" if search.arm_names() else None
     if best.arm:
-        return f'that student is itself an arm, "{best.arm}": no drawn trial was better' + _against(search, best, ended)
-    return f"that is{_against(search, best, ended).removeprefix(', and')}"
+        itself = f'that student is itself an arm, "{best.arm}": no drawn trial was better'
+        return "; ".join(text for text in (itself, _against(search, best, ended)) if text)
+    return _against(search, best, ended)
 
 
 def _against(search: SearchFolder, best: Record, arms: Sequence[tuple[str, Record]]) -> str:
@@ -99,9 +104,9 @@ def _against(search: SearchFolder, best: Record, arms: Sequence[tuple[str, Recor
         if arm.number == best.number:
             continue
         gain = (best.val_accuracy or 0.0) - (arm.val_accuracy or 0.0)
-        count = f" ({round(abs(gain) * images)} of {images:,} images)" if images and name == NO_DISTILLATION else ""
-        parts.append(f"{100 * gain:+.2f} points{count} against {name}")
-    return f", and {', '.join(parts)}" if parts else ""
+        count = f" ({round(abs(gain) * images):,} of {images:,} images)" if images and name == NO_DISTILLATION else ""
+        parts.append(f"{name} {100 * gain:+.2f} points{count}")
+    return f"against {', against '.join(parts)}" if parts else ""
 
 
 def _front(search: SearchFolder) -> str | None:
@@ -132,7 +137,7 @@ def ended(search: SearchFolder, planned: int | None) -> str:
     if why == "exhausted":
         return "it ended because its space was exhausted: every further draw was outside the limits or trained already"
     if planned is not None and trained >= planned:
-        return f"it ended with its {planned} trials trained"
+        return f"it ended with its {planned:,} trials trained"
     if why == "interrupted":
         return f"it was interrupted with {trained} trials trained{_of(planned)}, and can be resumed"
     return f"it has not come to its end: {trained} trials are trained{_of(planned)}"
@@ -143,19 +148,24 @@ def _of(planned: int | None) -> str:
 
 
 def caveats(search: SearchFolder, confirmed: bool) -> list[str]:
-    """What a reader has to keep in mind: chance, selection, unequal tries, openings of the test split."""
+    """What a reader has to keep in mind: chance, selection, unequal tries, openings of the test split.
+
+    Args:
+        search: the search.
+        confirmed: its best student was trained again over new seeds.
+    """
     best = search.best
     found = []
     if best is not None:
         tries = counts(search.records)["complete"]
         chance = _standard_error(best.val_accuracy, (search.facts.get("data") or {}).get("validation"))
         text = (
-            f"each accuracy is that of one seed on the validation split{chance}, which also chose the best of {tries}"
+            f"each accuracy is that of one seed on the validation split{chance}, which also chose the best of {tries:,}"
         )
         cure = (
-            "the section on the confirmation has better ones"
+            "the confirmation below has a better one"
             if confirmed
-            else (f"`hksd confirm {search.name}` trains it again over new seeds and measures it on the test split")
+            else (f"`hksd confirm {search.name}` trains it again over new seeds and opens the test split")
         )
         found.append(f"{text} complete {_plural(tries, 'trial')}: the number flatters the winner, and {cure}")
         if search.arm_names() and search.facts.get("arms") != "tuned":
@@ -163,7 +173,7 @@ def caveats(search: SearchFolder, confirmed: bool) -> list[str]:
     opened = openings.count(search.folder)
     if opened > 1:
         found.append(f"the test split was opened {opened} times, so what is read off it is less than new")
-    return found
+    return [_sentence(text) for text in found]
 
 
 def _standard_error(accuracy: float | None, images: int | None) -> str:
@@ -223,7 +233,7 @@ def duration(hours: float) -> str:
 def cost(name: str, costs: Mapping[str, Any]) -> str:
     """A cost of a student as it stands in a table."""
     value = costs.get(name)
-    return "–" if value is None else f"{value:,.0f}" if name == "params" else f"{value:.3g}"
+    return "-" if value is None else f"{value:,.0f}" if name == "params" else f"{value:.3g}"
 
 
 def _plural(count: int, noun: str) -> str:

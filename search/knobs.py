@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,11 @@ class Knob:
     """A drawn parameter with its values in the trials that ran to their end.
 
     Attributes:
-        name: its key path, or the name of a term that is drawn on or off.
+        name: its key path; of a term that is drawn on or off, that of the term.
         values: value by number of trial, for the trials that have it.
         choices: its values where it is categorical, else empty.
         log: it was drawn on a logarithmic scale.
-        importance: share of the variance of accuracy that it explains (0 to 1); None where that is not known.
+        importance: share of the variance of accuracy that it explains alone (0 to 1); None where that is not known.
     """
 
     name: str
@@ -68,7 +69,7 @@ def _note(
     if parameter.endswith(OFF):  # drawn as a number; what matters is whether the term is there
         term = parameter.removesuffix(OFF).rpartition(".")[2]
         value = "on" if (config.get("terms") or {}).get(term) is not None else "off"
-        knob = found.setdefault(term, Knob(term, {}, ("off", "on")))
+        knob = found.setdefault(f"terms.{term}", Knob(f"terms.{term}", {}, ("off", "on")))
     else:
         choices = tuple(getattr(distribution, "choices", ()))
         log = bool(getattr(distribution, "log", False))
@@ -77,7 +78,7 @@ def _note(
 
 
 def importances(found: Sequence[Knob], accuracies: Mapping[int, float]) -> dict[str, float]:
-    """Share of the variance of accuracy that each knob explains, for the knobs that all trials have.
+    """Share of the variance of accuracy that each knob explains alone, for the knobs that all trials have.
 
     Functional ANOVA over a random forest (Hutter et al. 2014, "An Efficient Approach for Assessing Hyperparameter
     Importance"). Empty where there are fewer than `FEWEST` trials or they all have the same accuracy.
@@ -99,7 +100,10 @@ def importances(found: Sequence[Knob], accuracies: Mapping[int, float]) -> dict[
     for number in evenly(sorted(accuracies), MODELLED):
         values = {name: _plain(knob, knob.values[number]) for name, knob in names.items()}
         study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=accuracies[number]))
-    shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(n_trees=TREES, seed=0))
+    evaluator = FanovaImportanceEvaluator(n_trees=TREES, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        shares = get_param_importances(study, evaluator=evaluator, normalize=False)  # else they would sum to 1
     return {names[name].name: float(share) for name, share in shares.items() if math.isfinite(share)}
 
 

@@ -5,6 +5,7 @@ Every text that comes in is escaped; only what these functions build themselves 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -17,24 +18,30 @@ STYLE = """
   --fill: #1e2329; --best: #6cb0ff; --arm: #ffa05c; --teacher: #c5a3f5; --complete: #8794a3; --pruned: #4a535e; } }
 @media print { :root { color-scheme: light; --page: #fff; --ink: #000; --soft: #444; --rule: #ccc; --fill: #fff;
   --best: #0b5cc2; --arm: #b04a00; --teacher: #6b3fa0; --complete: #7d8a99; --pruned: #c3cad2; }
-  figure, tr { break-inside: avoid; } h2 { break-after: avoid; } details > summary { display: none; } }
+  figure, tr { break-inside: avoid; } h2 { break-after: avoid; } details > summary { display: none; }
+  pre { max-height: none !important; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1000px; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 0 0 .3rem; } p, ul { max-width: 46rem; margin: .5rem 0; } li { margin: .2rem 0; }
+h3 { font-size: 1rem; margin: 0 0 .3rem; } p, ul, figcaption { max-width: 46rem; margin: .5rem 0; }
+li { margin: .2rem 0; }
 .soft, figcaption { color: var(--soft); font-size: .875rem; } figure { margin: 1.2rem 0; }
 .lead { font-size: 1.06rem; }
-.wide { overflow-x: auto; } .strips { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr));
+.wide { overflow-x: auto; } .wide + .wide { margin-top: 1.2rem; }
+.strips { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr));
   gap: .5rem 1.2rem; } .strips figure { margin: .4rem 0; } .strips h3 { font-size: .9rem; overflow-wrap: anywhere; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+td:nth-child(2) { min-width: 7rem; }
 th, td { padding: .28rem .8rem .28rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
-th { color: var(--soft); font-weight: 600; } .n { text-align: right; white-space: nowrap; } td.t { min-width: 9rem; }
+th { color: var(--soft); font-weight: 600; } .n { text-align: right; white-space: nowrap; }
 tr.strong td { font-weight: 600; }
-pre { background: var(--fill); padding: .8rem 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.4; }
-code { font-size: .9em; } summary { cursor: pointer; color: var(--soft); } dt { color: var(--soft); font-size: .875rem; }
+pre { background: var(--fill); padding: .8rem 1rem; overflow: auto; max-height: 26rem;
+  font-size: .82rem; line-height: 1.4; }
+code { font-size: .9em; } summary { cursor: pointer; color: var(--soft); }
+dt { color: var(--soft); font-size: .875rem; }
 dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; min-width: min(var(--width), 520px); max-width: var(--width); height: auto; }
+svg { display: block; width: 100%; min-width: min(var(--width), 560px); max-width: var(--width); height: auto; }
 svg text { font-size: 12.5px; fill: var(--soft); } svg .label { fill: var(--ink); font-weight: 600;
   paint-order: stroke; stroke: var(--page); stroke-width: 3px; stroke-linejoin: round; }
 .grid { stroke: var(--rule); } .axis { stroke: var(--soft); } .line { fill: none; stroke-width: 1.2; }
@@ -48,6 +55,7 @@ circle.teacher { fill: var(--teacher); } path.line.teacher { stroke: var(--teach
 path.zero { stroke: var(--soft); stroke-dasharray: 3 3; }
 svg .label.best { fill: var(--best); } svg .label.arm { fill: var(--arm); } svg .label.teacher { fill: var(--teacher); }
 """
+WORDS = ("remark", "which")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # even what got in by mistake loads nothing and runs nothing
 
 
@@ -71,8 +79,9 @@ def section(title: str, *parts: str) -> str:
 
 
 def paragraph(text: str, look: str = "") -> str:
-    """A paragraph."""
-    return f"<p{_class(look)}>{escape(text)}</p>"
+    """A paragraph; what stands between backticks is set as code."""
+    marked = re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+    return f"<p{_class(look)}>{marked}</p>"
 
 
 def bullets(items: Sequence[str]) -> str:
@@ -81,15 +90,15 @@ def bullets(items: Sequence[str]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, strong: int | None = None) -> str:
-    """A table whose first `texts` columns and last one, if it is a remark, hold words, the others numbers.
+    """A table of words at the left and numbers.
 
     Args:
-        header: names of the columns; one that is called ``remark`` holds words.
+        header: names of the columns; those in `WORDS` hold words wherever they stand.
         rows: cells.
         texts: number of columns with words at the left.
         strong: index of the row that stands out.
     """
-    looks = ["t" if i < texts or name == "remark" else "n" for i, name in enumerate(header)]
+    looks = ["t" if i < texts or name in WORDS else "n" for i, name in enumerate(header)]
     head = "".join(f"<th{_class(look)}>{escape(name)}</th>" for name, look in zip(header, looks, strict=True))
     body = "".join(
         f"<tr{_class('strong' if index == strong else '')}>"

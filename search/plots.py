@@ -16,8 +16,12 @@ T = TypeVar("T")
 Points = Sequence[tuple[float, float]]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 16.0, 30.0, 44.0  # margins in pixels
-CHAR, LINE = 6.6, 15.0  # mean width of a letter and height of a line of labels, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 16.0, 30.0, 44.0  # margins in pixels, with titles
+BARE = 16.0  # what a title takes of them
+CHAR, LINE = 7.4, 15.0  # mean width of a letter and height of a line of labels, in pixels
+REACH = 8.0  # from a place to its label, in pixels
+SHIFTS = (0.0, LINE, -LINE, 2 * LINE, -2 * LINE, 3 * LINE, -3 * LINE)  # of a label that has no room at its place
+ROUNDING = 1e-9  # values that differ by less, relative to their size, are the same
 SHARE_OF_MARGIN = 0.05  # of a range, left free at both of its ends
 
 
@@ -65,7 +69,7 @@ class Scale:
         """A tick as people read it."""
         if self.names:
             return self.names[int(value)]
-        return shortened(100 * value if self.percent else value)
+        return shortened(100 * value if self.percent else value, self.high)
 
 
 def spanning(values: Sequence[float], *, log: bool = False, title: str = "", percent: bool = False) -> Scale:
@@ -78,10 +82,11 @@ def spanning(values: Sequence[float], *, log: bool = False, title: str = "", per
         percent: see `Scale`; such a scale stays within 0 and 1.
     """
     low, high = min(values), max(values)
+    spread = high - low > ROUNDING * max(abs(low), abs(high))
     if log:
-        room = (high / low) ** SHARE_OF_MARGIN if high > low else 2.0
+        room = (high / low) ** SHARE_OF_MARGIN if spread else 2.0
         return Scale(low / room, high * room, True, title, percent)
-    room = SHARE_OF_MARGIN * (high - low) if high > low else max(abs(high) * 0.1, 0.01)
+    room = SHARE_OF_MARGIN * (high - low) if spread else abs(high) * 0.1 or 1.0
     low, high = low - room, high + room
     return Scale(max(low, 0.0), min(high, 1.0), title=title, percent=True) if percent else Scale(low, high, title=title)
 
@@ -98,10 +103,10 @@ def evenly(items: Sequence[T], count: int) -> list[T]:
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
 
 
-def shortened(value: float) -> str:
-    """A number in few letters: ``0.03``, ``44k``, ``1.5M``."""
+def shortened(value: float, largest: float = 0.0) -> str:
+    """A number in few letters, in the unit that goes with the largest one beside it: ``0.03``, ``5k``, ``1.5M``."""
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= 10 * factor or (abs(value) >= factor and factor > 1e3):
+        if abs(value) >= factor and max(abs(value), largest) >= 10e3:
             return f"{value / factor:.4g}{unit}"
     return f"{value:.4g}"
 
@@ -114,11 +119,33 @@ def _decades(low: float, high: float, digits: Sequence[int]) -> list[float]:
 
 
 def _round_steps(low: float, high: float, count: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten."""
+    """About `count` multiples of 1, 2 or 5 times a power of ten, at least two."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= rough * 0.999)
-    return [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    steps = [digit * power for digit in (0.5, 1, 2, 5, 10)]
+    first = next(index for index, step in enumerate(steps) if step >= rough * 0.999)
+    found: list[float] = []
+    for step in reversed(steps[: first + 1]):
+        found = [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+        if len(found) > 1:
+            break
+    return found
+
+
+@dataclass(frozen=True)
+class Label:
+    """A name beside a place in pixels; see `Chart.label`."""
+
+    x: float
+    y: float
+    text: str
+    look: str
+    sides: tuple[int, ...]
+
+    def box(self, y: float, side: int) -> Box:
+        """What it covers on one side, at height `y`."""
+        near, far = self.x + side * REACH, self.x + side * (REACH + CHAR * len(self.text))
+        return min(near, far), y - LINE / 2, max(near, far), y + LINE / 2
 
 
 class Chart:
@@ -130,18 +157,23 @@ class Chart:
         width: pixels.
         height: pixels.
         left: left margin in pixels, wider where categories have long names.
+        right: right margin in pixels, wider where labels stand in it.
     """
 
-    def __init__(self, x: Scale, y: Scale, width: int = 680, height: int = 380, left: float = LEFT):
-        self.x, self.y, self.width, self.height, self.left = x, y, width, height, left
+    def __init__(
+        self, x: Scale, y: Scale, width: int = 680, height: int = 380, left: float = LEFT, right: float = RIGHT
+    ):
+        self.x, self.y, self.width, self.height = x, y, width, height
+        self.left, self.right = left, width - right
+        self.top, self.bottom = TOP - BARE * (not y.title), height - BOTTOM + BARE * (not x.title)
         self.marks: list[str] = []
-        self.labels: list[tuple[float, float, str, str]] = []
+        self.labels: list[Label] = []
         self.taken: list[Box] = []
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Pixels of a place."""
-        across, up = self.width - self.left - RIGHT, self.height - TOP - BOTTOM
-        return self.left + across * self.x.place(x), self.height - BOTTOM - up * self.y.place(y)
+        across, up = self.right - self.left, self.bottom - self.top
+        return self.left + across * self.x.place(x), self.bottom - up * self.y.place(y)
 
     def dots(self, points: Points, look: str, radius: float = 3.5, hints: Sequence[str] = ()) -> None:
         """Dots of one look (a class of the style sheet), with texts that show under the pointer."""
@@ -173,17 +205,22 @@ class Chart:
         """A horizontal line over the whole width, named at its right end."""
         self.line([(self.x.low, y), (self.x.high, y)], look)
         _, height = self.at(self.x.high, y)
-        self.labels.append((self.width - RIGHT - 8, height - 9, text, look))
+        self.labels.append(Label(self.right + REACH, height - 9, text, look, (-1,)))
 
     def span(self, low: float, high: float, y: float, look: str) -> None:
         """A horizontal interval."""
         self.line([(low, y), (high, y)], look)
 
-    def label(self, x: float, y: float, text: str, look: str, radius: float = 5.0) -> None:
-        """Name a place; labels that are added first get the better place."""
+    def label(self, x: float, y: float, text: str, look: str, sides: Sequence[int] = (1, -1)) -> None:
+        """Name a place, on the first of its `sides` (1 right, -1 left) that is free; earlier labels choose first."""
         across, down = self.at(x, y)
-        self.labels.append((across, down, text, look))
-        self.taken.append((across - radius, down - radius, across + radius, down + radius))
+        self.labels.append(Label(across, down, text, look, tuple(sides)))
+        self.taken.append((across - 4, down - 4, across + 4, down + 4))
+
+    def avoid(self, first: tuple[float, float], second: tuple[float, float]) -> None:
+        """Keep labels off a straight line."""
+        (x0, y0), (x1, y1) = self.at(*first), self.at(*second)
+        self.taken.append((min(x0, x1), min(y0, y1) - 1, max(x0, x1), max(y0, y1) + 1))
 
     def svg(self, title: str) -> str:
         """The chart as an `<svg>` element, read out as `title`."""
@@ -195,12 +232,12 @@ class Chart:
 
     def _axes(self) -> list[str]:
         parts = []
-        bottom, right = self.height - BOTTOM, self.width - RIGHT
-        for tick in self.y.ticks(max(3, self.height // 60)):
+        bottom, right = self.bottom, self.right
+        for tick in self.y.ticks(max(3, self.height // 48)):
             _, y = self.at(self.x.low, tick)
             parts.append(f'<path class="grid" d="M{self.left:.1f} {y:.1f}H{right:.1f}"/>')
             parts.append(_text(self.left - 7, y + 4, self.y.text(tick), "tick", "end"))
-        for tick in self.x.ticks(max(3, self.width // 90)):
+        for tick in self.x.ticks(max(3, self.width // 75)):
             x, _ = self.at(tick, self.y.low)
             parts.append(f'<path class="axis" d="M{x:.1f} {bottom:.1f}v4"/>')
             parts.append(_text(x, bottom + 17, self._fitting(self.x.text(tick)), "tick", "middle"))
@@ -213,36 +250,27 @@ class Chart:
         """A category's name, cut where its neighbours would touch it."""
         if not self.x.names:
             return text
-        room = int((self.width - self.left - RIGHT) / len(self.x.names) / CHAR)
+        room = int((self.right - self.left) / len(self.x.names) / CHAR)
         return text if len(text) <= room else text[: max(1, room - 1)] + "…"
 
     def _placed_labels(self) -> list[str]:
-        """Put each label at the first place around its mark that is inside and free."""
+        """Put each label at the first place beside its mark that is inside and free."""
         taken, parts = list(self.taken), []
-        for x, y, text, look in self.labels:
-            width = CHAR * len(text)
-            places = [
-                (start, y + shift)
-                for shift in (0.0, -LINE, LINE, -2 * LINE, 2 * LINE, -3 * LINE, 3 * LINE)
-                for start in (x + 8, x - 8 - width)
-            ]
-            free = [place for place in places if self._is_free(_box(place, width), taken)]
-            inside = [min(max(places[0][0], 2.0), self.width - width - 2.0), places[0][1]]
-            start, middle = free[0] if free else (inside[0], inside[1])
-            taken.append(_box((start, middle), width))
-            parts.append(_text(start, middle + 4, text, f"label {look}", "start"))
+        for label in self.labels:
+            places = [(label.y + shift, side) for shift in SHIFTS for side in label.sides]
+            boxes = [label.box(*place) for place in places]
+            free = next((i for i, box in enumerate(boxes) if self._is_free(box, taken)), 0)
+            y, side = places[free]
+            taken.append(boxes[free])
+            anchor = "start" if side > 0 else "end"
+            parts.append(_text(label.x + side * REACH, y + 4, label.text, f"label {label.look}", anchor))
         return parts
 
     def _is_free(self, box: Box, taken: Sequence[Box]) -> bool:
         left, top, right, bottom = box
-        if left < self.left or right > self.width - 2 or top < TOP - LINE or bottom > self.height - BOTTOM:
+        if left < self.left or right > self.width or top < self.top - LINE or bottom > self.bottom:
             return False
         return not any(left < r and right > le and top < b and bottom > t for le, t, r, b in taken)
-
-
-def _box(place: tuple[float, float], width: float) -> Box:
-    start, middle = place
-    return start, middle - LINE / 2, start + width, middle + LINE / 2
 
 
 def _text(x: float, y: float, text: str, look: str, anchor: str) -> str:

@@ -18,10 +18,11 @@ from search.budgets import Budget
 from search.console import Display
 from search.costs import Meter, check_feasible, measure_ahead
 from search.latency import connected, latencies_of
-from search.report import TABLE_FILE, table_csv
+from search.report import table_csv
 from search.results import FACTS_FILE, export_trial, open_search, target
 from search.sampling import check_knowledge
 from search.searcher import Events, Ledger
+from search.sections import TABLE_FILE
 from search.session import (
     IMAGES,
     SPACE_FILE,

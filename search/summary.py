@@ -18,8 +18,9 @@ from hksd.teacher import Teacher
 from search import report, tracking
 from search.console import Display, relative
 from search.records import Record
-from search.report import TABLE_FILE, table_csv
+from search.report import table_csv
 from search.results import SearchFolder, counts
+from search.sections import TABLE_FILE
 from search.space import Space
 
 
@@ -152,8 +153,7 @@ def finish_tracking(
         tags |= {"hksd.best": best.label}
     texts = {TABLE_FILE: table_csv(found.records)}
     if export is not None:
-        texts |= {"card.md": (export / CARD_FILE).read_text()} | report.at_end(found)
-        display.line(f"report: {relative(found.folder / report.REPORT_FILE)}")
+        texts |= {"card.md": (export / CARD_FILE).read_text()} | report.at_end(found, display)
     tracker.end_search(status, metrics, tags, texts)
     outcome = tracker.close()
     if outcome.unsent:

@@ -102,7 +102,7 @@ def test_the_files_of_the_search_are_in_the_store(
 ) -> None:
     found = facts(runs, NAME)
     client = MlflowClient(tracking_uri=found.uri)
-    for name in ("space.yaml", "trials.csv", "card.md"):
+    for name in ("space.yaml", "trials.csv", "card.md", "report.html"):
         assert Path(client.download_artifacts(found.parent.info.run_id, name, str(tmp_path))).stat().st_size > 0
 
 
