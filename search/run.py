@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,11 @@ from hksd.errors import RunError, Stopped
 from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
-from search import arms, ray_env, stopping, tracking
+from search import arms, guards, ray_env, stopping, tracking
 from search.budgets import Budget
 from search.console import Display, relative
 from search.costs import Meter, check_feasible, measure_ahead
+from search.guards import disk_full_explained
 from search.latency import connected, latencies_of
 from search.records import Record
 from search.results import FACTS_FILE, SearchFolder, counts, export_trial, open_search, target
@@ -90,6 +91,7 @@ def search(
     resume: bool = False,
     address: str | None = None,
     tracking_uri: str | None = None,
+    restart: Sequence[str] | None = None,
 ) -> Outcome:
     """Run a search to its end.
 
@@ -101,6 +103,7 @@ def search(
         resume: continue the search of that name.
         address: Ray cluster; None starts a private Ray here.
         tracking_uri: MLflow store; None takes the SQLite file below `runs`.
+        restart: where this process is the command's: further options for the one that takes its place when Ray dies.
 
     Raises:
         UserError: wrong space, name, data, folder or cluster.
@@ -117,7 +120,7 @@ def search(
         largest = check_feasible(space, meter)
     check_knowledge(space, loop.image_shape(data))
     resume_command = how_to_resume(name, runs, address, tracking_uri)
-    with locked(folder), interruptible(display, folder) as interrupt:
+    with disk_full_explained(resume_command), locked(folder), interruptible(display, folder) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
         try:
             teacher, seconds = _teacher(space, largest, data, runs, display)
@@ -152,13 +155,15 @@ def search(
         caps = Budget(ledger, facts["teacher"]["seconds"])
         status = "FAILED"
         try:
-            _train(ledger, caps, data, folder, runs, address, display, interrupt)
+            resuming = None if restart is None else (resume_command, restart)
+            _train(ledger, caps, data, folder, runs, address, display, interrupt, resuming)
             status = "FINISHED"
         except KeyboardInterrupt:
             ledger.stopping, ledger.ended = True, None
         finally:
             if ledger.live:
                 ledger.interrupt()
+            ledger.storage.journal.release()
             display.close()
             found = open_search(runs, name)
             write(folder / TABLE_FILE, table_csv(found.records))
@@ -167,6 +172,8 @@ def search(
             status = "KILLED" if interrupted else "FAILED" if found.best is None else status
             where = export_trial(found, data=data) if status == "FINISHED" else None
             sent = _finish_tracking(tracker, found, status, display, where, ended)
+        if ledger.trouble:
+            raise RunError(guards.how_to_go_on(ledger.trouble, resume_command))
         if interrupted:
             raise Stopped(resume_command)
         if where is None and ended:
@@ -207,10 +214,11 @@ def _train(
     address: str | None,
     display: Display,
     interrupt: Interrupt,
+    resuming: tuple[str, Sequence[str]] | None,
 ) -> None:
     """Start Ray and train; Ray is imported only here, after its environment is set."""
     ray_env.prepare(address)
-    from search import tuning
+    from search import ray_watch, tuning
 
     try:
         tuning.start_ray(address)
@@ -223,7 +231,8 @@ def _train(
         if packing.reason:
             display.line(packing.reason)
         caps.start(packing.gpu)
-        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, packing.gpu)
+        restart = None if resuming is None or address else ray_watch.Restart(*resuming, display.line)
+        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, packing.gpu, restart=restart)
     finally:
         interrupt.disarm()
         tuning.stop_ray()

@@ -72,6 +72,7 @@ def search(
             resume=going_on,
             address=address,
             tracking_uri=tracking_uri,
+            restart=["--json"] if as_json else [],
         )
     finally:
         display.close()
