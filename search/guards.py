@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import fcntl
 import os
 import re
 import sysconfig
@@ -23,7 +24,7 @@ from typing import IO, Literal
 
 import torch
 
-from hksd.errors import NonFiniteLossError, UserError
+from hksd.errors import NonFiniteLossError, RunError, UserError
 from search.gpu import GpuMemoryError
 
 LAST_WORDS = "last-words.txt"  # in the folder of a trial
@@ -31,7 +32,7 @@ STRIKES, MEMORY_STRIKES = 3, 2  # tries after which a trial has failed; one that
 SHORTEST, SHORTEST_FIRST, EPOCHS = 60.0, 600.0, 20.0  # default patience: that many epochs, or seconds if more
 GB = 10**9
 SHARE, FLOOR = 0.9, 2 * GB  # default memory of a trial: its part of that share of the machine's, but not less than that
-LOOK_EVERY = 1.0  # seconds between two looks at the memory
+LOOK_EVERY = 1.0  # seconds between two looks
 WORKER = "the worker process died (killed, or out of memory)"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -50,7 +51,7 @@ def kind(error: BaseException, model: str) -> Kind:
         machine, or one that nobody knows.
     """
     chain = list(_causes(error))
-    if any(disk_full(one) for one in chain):
+    if full(error):
         return "disk full"
     if any(isinstance(one, (OSError, MemoryError, torch.AcceleratorError)) for one in chain):
         return "again"
@@ -59,9 +60,32 @@ def kind(error: BaseException, model: str) -> Kind:
     return "final" if ":" in model and _passes_through(error.__traceback__, model.partition(":")[0]) else "again"
 
 
-def disk_full(error: BaseException) -> bool:
-    """Whether an error says that there is no room for what was to be written."""
-    return isinstance(error, OSError) and error.errno in FULL
+def full(error: BaseException) -> bool:
+    """Whether an error, or what it came from, says that the disk has no room."""
+    return any(isinstance(one, OSError) and one.errno in FULL for one in _causes(error))
+
+
+@contextlib.contextmanager
+def disk_full_explained(resume: str) -> Iterator[None]:
+    """Turn a full disk, whoever met it, into a message that says how to go on.
+
+    Args:
+        resume: the command that continues the search.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    try:
+        yield
+    except (OSError, UserError) as error:
+        if not full(error):
+            raise
+        raise RunError(how_to_go_on(f"the disk is full: {error}", resume)) from error
+
+
+def how_to_go_on(trouble: str, resume: str) -> str:
+    """What is said when something ended a search that a user can mend."""
+    return f"{trouble}; everything up to there is saved. When that is mended, resume with:\n  {resume}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -141,13 +165,17 @@ def machine_memory(root: Path = Path("/")) -> int:
 
 
 def held_memory() -> int:
-    """Bytes that this process alone holds: without the files and the shared memory that it only looks at."""
+    """Bytes that this process alone holds: without the files and the shared memory that it looks at. 0 if unknown."""
+    if not Path("/proc/self/statm").exists():
+        return 0
     _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Guard:
-    """Ends this process when an epoch hangs or the memory grows too large; a context, as long as a trial trains.
+    """Ends this process when an epoch hangs, the memory grows too large, or Ray is gone; a context around training.
+
+    Also keeps every other process out of the trial: one whose driver has died may still be at work for a second.
 
     Args:
         folder: of the trial, for the last words.
@@ -163,18 +191,20 @@ class Guard:
     def __enter__(self) -> Guard:
         self._over = threading.Event()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("wb")
-        if Path("/proc/self/statm").exists():
-            threading.Thread(target=self._watch_memory, args=[self._over], name="memory", daemon=True).start()
+        self._file = self.path.open("ab")
         self.watch()
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file.truncate(0)
+        threading.Thread(target=self._look, args=[self._over, os.getppid()], name="guard", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.rest()
         self._over.set()
         if self._file is not None:
+            self.path.unlink(missing_ok=True)
             self._file.close()
-        self.path.unlink(missing_ok=True)
 
     def watch(self, epoch: float = 0.0) -> None:
         """Give the next epoch its time; the one that ended took `epoch` seconds."""
@@ -186,9 +216,11 @@ class Guard:
         """Nothing is waited for: what comes now is not the trial's to be quick about."""
         faulthandler.cancel_dump_traceback_later()
 
-    def _watch_memory(self, over: threading.Event) -> None:
+    def _look(self, over: threading.Event, parent: int) -> None:
         bound = self.rules.bound()
         while not over.wait(LOOK_EVERY):
+            if os.getppid() != parent:  # workers of Ray are children of its raylet
+                os._exit(1)
             held = held_memory()
             if held > bound and not over.is_set():
                 self.path.write_text(

@@ -13,10 +13,11 @@ from hksd import data as datasets
 from hksd import loop
 from hksd.data import DataSet
 from hksd.errors import RunError, Stopped
-from search import arms, ray_env, samplers, stopping, tracking, warm_start
+from search import arms, guards, ray_env, samplers, stopping, tracking, warm_start
 from search.budgets import Budget
 from search.console import Display
 from search.costs import Meter, check_feasible, measure_ahead
+from search.guards import disk_full_explained
 from search.latency import connected, latencies_of
 from search.report import table_csv
 from search.results import FACTS_FILE, export_trial, open_search, target
@@ -58,6 +59,7 @@ def search(
     address: str | None = None,
     tracking_uri: str | None = None,
     warm: Sequence[str] = (),
+    restart: Sequence[str] | None = None,
 ) -> Outcome:
     """Run a search to its end.
 
@@ -70,6 +72,7 @@ def search(
         address: Ray cluster; None starts a private Ray here.
         tracking_uri: MLflow store; None takes the SQLite file below `runs`.
         warm: names of earlier searches below `runs` that a new one starts from.
+        restart: where this process is the command's: further options for the one that takes its place when Ray dies.
 
     Raises:
         UserError: wrong space, name, data, folder or cluster.
@@ -87,7 +90,7 @@ def search(
         largest = check_feasible(space, meter)
     check_knowledge(space, loop.image_shape(data))
     resume_command = how_to_resume(name, runs, address, tracking_uri)
-    with locked(folder), interruptible(display, folder) as interrupt:
+    with disk_full_explained(resume_command), locked(folder), interruptible(display, folder) as interrupt:
         write(folder / SPACE_FILE, resolved(space))
         try:
             wanted = with_teacher(arms.arms(space, largest, data.image_size).values(), space.middle({}))
@@ -127,13 +130,15 @@ def search(
         caps = Budget(ledger, facts["teacher"]["seconds"])
         status = "FAILED"
         try:
-            _train(ledger, caps, data, folder, runs, address, display, interrupt)
+            resuming = None if restart is None else (resume_command, restart)
+            _train(ledger, caps, data, folder, runs, address, display, interrupt, resuming)
             status = "FINISHED"
         except KeyboardInterrupt:
             ledger.stopping, ledger.ended = True, None
         finally:
             if ledger.live:
                 ledger.interrupt()
+            ledger.storage.journal.release()
             display.close()
             interrupted = ledger.stopping and ledger.ended is None
             ended = ledger.ended if caps.cut_short() else None
@@ -144,6 +149,8 @@ def search(
             status = "KILLED" if interrupted else "FAILED" if found.best is None else status
             where = export_trial(found, data=data) if status == "FINISHED" else None
             sent = finish_tracking(tracker, found, status, display, where, ended)
+        if ledger.trouble:
+            raise RunError(guards.how_to_go_on(ledger.trouble, resume_command))
         if interrupted:
             raise Stopped(resume_command)
         if where is None and ended:
@@ -167,10 +174,11 @@ def _train(
     address: str | None,
     display: Display,
     interrupt: Interrupt,
+    resuming: tuple[str, Sequence[str]] | None,
 ) -> None:
     """Start Ray and train; Ray is imported only here, after its environment is set."""
     ray_env.prepare(address)
-    from search import tuning
+    from search import ray_watch, tuning
 
     tuning.start_ray(address)
     interrupt.install()
@@ -180,7 +188,8 @@ def _train(
         if packing.reason:
             display.line(packing.reason)
         caps.start(packing.gpu)
-        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, packing.gpu)
+        restart = None if resuming is None or address else ray_watch.Restart(*resuming, display.line)
+        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, packing.gpu, restart=restart)
     finally:
         interrupt.disarm()
         tuning.stop_ray()

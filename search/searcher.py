@@ -79,6 +79,7 @@ class Ledger:
         if not self._trials():
             studies.begin(self.study, self.storage, space, largest, warm)
         self._take_over()
+        self.storage.journal.reserve()
         self.samplers = samplers.of(self.competitors.spaces, self._trials())
         self.competitors.walked = samplers.walks(self.samplers)
 
@@ -140,8 +141,9 @@ class Ledger:
             if assignment is None:
                 self._announce(trial)
                 continue
-            for observer in self.events.started:
-                observer(assignment)
+            if self._written():
+                for observer in self.events.started:
+                    observer(assignment)
             return assignment
         return None
 
@@ -251,8 +253,9 @@ class Ledger:
                 trial.report(accuracy, epoch)
             else:  # one attribute an epoch: one that holds them all would be written anew each time
                 trial.set_user_attr(f"{ACCURACY}{epoch}", accuracy)
-        for observer in self.events.reported:
-            observer(number, result)
+        if self._written():
+            for observer in self.events.reported:
+                observer(number, result)
 
     def finish(self, number: int, reason: str | None = None) -> None:
         """End a trial: failed when there is a reason, complete when its last epoch was reported, else pruned.
@@ -324,12 +327,22 @@ class Ledger:
 
     def _announce(self, trial: optuna.Trial) -> None:
         """Tell observers how a trial ended, once the study has it on disk."""
+        if not self._written():
+            return
         for observer in self.events.ended:
             observer(record(self.storage.get_trial(trial._trial_id)))
 
     def halt(self, trouble: str) -> None:
-        """Stop the search because of something that no trial could go on with."""
+        """Stop the search because of something that no trial could go on with, and make room for its end."""
         self.stopping, self.trouble = True, self.trouble or trouble
+        self.storage.journal.release()
+
+    def _written(self) -> bool:
+        """Whether the study has on disk what was recorded; the search stops where its disk is full."""
+        journal = self.storage.journal
+        if journal.trouble:
+            self.halt(f"the disk is full: {journal.trouble}")
+        return not journal.frozen
 
     def interrupt(self) -> None:
         """Put everything that still runs back to WAITING."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -32,6 +34,7 @@ SPACE_FILE = "space.yaml"
 TEACHERS = "teachers"  # folder of cached teachers below the runs folder
 IMAGES = store.FOLDER  # folder of decoded images below the runs folder
 GRACE = 8.0  # seconds after SIGTERM in which trials may save; the search then ends without them, to be over in 20
+HOLDER = ".holder"  # says who holds the lock of a folder; the lock itself is empty
 RAISABLE = ("trials", "concurrent", "max_device_hours", "max_cost", "price")  # of `search`; a resume may change them
 RESERVED = {TEACHERS, IMAGES, LATENCIES, "mlflow-artifacts", "mlflow.db"}
 
@@ -124,18 +127,28 @@ def locked(folder: Path, doing: str = "running this search") -> Iterator[None]:
     Raises:
         UserError: it cannot be written, or another process has it.
     """
+    holder = folder / HOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
     except Timeout as error:
-        raise UserError(f"{folder}: another process is {doing}") from error
+        raise UserError(f"{folder}: another process is {doing}{_held_by(holder)}") from error
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
     try:
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _held_by(holder: Path) -> str:
+    try:
+        return f" ({holder.read_text()})"
+    except OSError:
+        return ""
 
 
 class Interrupt:

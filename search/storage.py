@@ -8,6 +8,7 @@ more in between), since its time grows with each that it sees: TPE takes 12 ms a
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +20,21 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+RESERVE = 2**20  # bytes of the disk that are kept for the end of a search
 SEEN, BEST = 500, 100  # trials that the sampler sees, and how many of them are the best; TPE models the best 25 apart
 
 
 class Journal(BaseJournalBackend):  # type: ignore[misc]
-    """A journal file of one writer: read once, and appended to, record by record or many at once."""
+    """A journal file of one writer: read once, and appended to, record by record or many at once.
+
+    A disk that is full is told in `trouble`, and no exception. What was kept in `reserve` is then used up; when that
+    is gone too, the file stays as it is, at the end of a record, and nothing is written any more (`frozen`).
+    """
 
     def __init__(self, path: Path):
-        self._file = JournalFileBackend(str(path))
+        self._path, self._file = path, JournalFileBackend(str(path))
+        self.trouble: str | None = None
+        self.frozen = False
         self._opened = False
         self._unread: list[dict[str, Any]] = []  # written since the last look: nobody else writes, so all that is new
         self._held: list[dict[str, Any]] | None = None
@@ -42,7 +50,7 @@ class Journal(BaseJournalBackend):  # type: ignore[misc]
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append records to the file, or hold them back."""
         if self._held is None:
-            self._file.append_logs(logs)
+            self._write(logs)
         else:
             self._held += logs
         self._unread += json.loads(json.dumps(logs))  # as they will be read; and later changes do not reach them
@@ -59,7 +67,41 @@ class Journal(BaseJournalBackend):  # type: ignore[misc]
         finally:
             held, self._held = self._held, None
             if held:
-                self._file.append_logs(held)
+                self._write(held)
+
+    def reserve(self) -> None:
+        """Keep some of the disk for the end.
+
+        Raises:
+            OSError: it is full already.
+        """
+        with self._reserved.open("wb") as file:
+            file.write(bytes(RESERVE))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def release(self) -> None:
+        """Give back what was kept."""
+        self._reserved.unlink(missing_ok=True)
+
+    @property
+    def _reserved(self) -> Path:
+        return self._path.with_suffix(".reserve")
+
+    def _write(self, logs: list[dict[str, Any]]) -> None:
+        """Append records, all or none of them."""
+        if self.frozen:
+            return
+        size = self._path.stat().st_size
+        for _ in range(2):  # the second time with the reserve
+            try:
+                self._file.append_logs(logs)
+                return
+            except OSError as error:
+                os.truncate(self._path, size)
+                self.trouble = f"{self._path}: {error.strerror}"
+                self.release()
+        self.frozen = True
 
 
 class StudyStorage(JournalStorage):  # type: ignore[misc]
@@ -79,6 +121,11 @@ class StudyStorage(JournalStorage):  # type: ignore[misc]
         for study in self.get_all_studies():
             for trial in super().get_all_trials(study._study_id, deepcopy=False):
                 self._note(trial)
+
+    @property
+    def journal(self) -> Journal:
+        """Its file."""
+        return self._journal
 
     @contextmanager
     def together(self) -> Iterator[None]:

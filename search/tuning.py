@@ -20,6 +20,7 @@ from hksd.errors import UserError
 from search import guards, packing
 from search.packing import Packing, Usage
 from search.population import boundaries, remove_checkpoints
+from search.ray_watch import RayWatch, Restart
 from search.records import trial_folder
 from search.schedulers import LedgerScheduler
 from search.searcher import Ledger
@@ -33,16 +34,18 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     Args:
         ledger: of the search.
         folder: of the search; a worker that dies leaves its last words there.
+        watch: knows whether Ray itself has died.
     """
 
-    def __init__(self, ledger: Ledger, folder: Path):
+    def __init__(self, ledger: Ledger, folder: Path, watch: RayWatch | None = None):
         super().__init__(metric="val_accuracy", mode="max")
         self.ledger: Ledger | None = ledger
         self.folder, self.longest = folder, 0.0  # seconds of an epoch
+        self.watch: RayWatch | None = watch
         self.numbers: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "ledger": None}
+        return {**self.__dict__, "ledger": None, "watch": None}
 
     def suggest(self, trial_id: str) -> Any:
         """See ray.tune.search.Searcher."""
@@ -71,10 +74,12 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             self.on_trial_result(trial_id, result)
         number = self.numbers.pop(trial_id)
         if error:
+            if self.watch is not None:
+                self.watch.check()  # all workers die with Ray: no fault of their trials
             reason, strikes = guards.last_words(trial_folder(self.folder, number))
             self.ledger.lost(number, reason, strikes)
         elif result.get("kind") == "disk full":
-            self.ledger.halt(result["fault"])
+            self.ledger.halt(f"the disk is full: {result['fault'].partition(': ')[2]}")
             self.ledger.finish(number)
         elif result.get("kind") == "again":
             self.ledger.lost(number, result["fault"])
@@ -170,6 +175,7 @@ def tune_trials(
     cache_dir: Path,
     gpu: float = 0.0,
     trial: Callable[..., None] = run_trial,
+    restart: Restart | None = None,
 ) -> None:
     """Train what the ledger hands out until it hands out no more.
 
@@ -180,6 +186,7 @@ def tune_trials(
         cache_dir: folder of cached teachers.
         gpu: GPUs of a trial.
         trial: what trains one; takes the arguments of `run_trial`.
+        restart: what to do when Ray dies; None leaves it to Ray, which ends the process.
     """
     fixed: dict[str, Any] = {"search": str(folder), "cache_dir": str(cache_dir), "home": str(Path.cwd()), "share": gpu}
     fixed["shared"] = json.dumps(dump(ledger.space.middle({})))
@@ -193,10 +200,14 @@ def tune_trials(
     # All workers start together. When one starts alone and another comes free meanwhile, Tune hands that one over and
     # takes the start back, over and over: with short trials only one worker ever trains.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(concurrent))
+    watch = None
+    if restart is not None:
+        ledger.events.reported.append(restart.progress)
+        watch = RayWatch(restart, lambda: ledger.stopping)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=LedgerSearcher(ledger, folder),
+            search_alg=LedgerSearcher(ledger, folder, watch),
             scheduler=LedgerScheduler(ledger),
             num_samples=-1,
             max_concurrent_trials=concurrent,
@@ -205,6 +216,15 @@ def tune_trials(
         ),
         run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except Exception as error:  # Tune keeps files of its own, and turns what happened there into text
+        full = guards.full(error) or any(os.strerror(number) in str(error) for number in guards.FULL)
+        if not full and not ledger.trouble:
+            raise
+        ledger.halt(f"the disk is full: {folder}")
+    finally:
+        if watch is not None:
+            watch.close()
     if not ledger.stopping:  # the search is over: nobody is forked any more
         remove_checkpoints(folder)

@@ -79,6 +79,7 @@ def search(
             address=address,
             tracking_uri=tracking_uri,
             warm=list(dict.fromkeys(warm_start or [])),
+            restart=["--json"] if as_json else [],
         )
     finally:
         display.close()

@@ -15,6 +15,9 @@ from hksd.errors import ConfigError, NonFiniteLossError, RunError, UserError
 from search import guards
 from search.gpu import GpuMemoryError
 from search.guards import FLOOR, GB, MEMORY_STRIKES, STRIKES, WORKER, Rules
+from search.records import STUDY_FILE, read_records
+from search.searcher import Events
+from search.storage import RESERVE
 
 Make = Callable[..., Any]
 # A trial: the name of the function and of the file are those of the real one, by which its thread is found.
@@ -179,3 +182,53 @@ def test_an_error_that_passed_through_the_users_own_network_is_final(error: str,
     assert guards.kind(caught.value, "own.networks:net") == kind
     assert guards.kind(caught.value, "resnet8") == "again"
     assert guards.kind(caught.value, "other:net") == "again"
+
+
+def test_a_study_whose_disk_is_full_stops_the_search_and_keeps_whole_records(
+    make_space: Make, open_ledger: Make, train: Make, full_disk: Make, tmp_path: Path
+) -> None:
+    space = make_space(search={"trials": 6, "arms": "none"})
+    heard: list[str] = []
+    ledger = open_ledger(space, Events(ended=[lambda record: heard.append(record.status)]))
+    train(ledger, ledger.next(), (0.1, 0.2, 0.3))
+    size = (tmp_path / STUDY_FILE).stat().st_size
+    assert ledger.storage.journal.trouble is None
+    with full_disk(size + 1200):  # not even the reserve helps
+        assignment = ledger.next()
+        for _ in range(3):
+            train(ledger, assignment, (0.1, 0.2, 0.3))
+            assignment = ledger.next()
+            if assignment is None:
+                break
+    assert ledger.stopping
+    assert str(ledger.trouble).startswith("the disk is full: ")
+    assert ledger.next() is None
+    assert (tmp_path / STUDY_FILE).read_bytes().endswith(b"\n")
+    again = open_ledger(space)
+    complete = [record.status for record in again.records()].count("complete")
+    assert complete == heard.count("complete"), "others heard what the study does not know"
+    while (assignment := again.next()) is not None:
+        train(again, assignment, (0.1, 0.2, 0.3))
+    assert [record.status for record in again.records()] == ["complete"] * 6
+
+
+def test_a_full_disk_uses_up_the_reserve_so_that_nothing_is_lost(
+    make_space: Make, open_ledger: Make, train: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger(make_space(search={"trials": 6, "arms": "none"}))
+    journal, reserve = ledger.storage.journal, tmp_path / "study.reserve"
+    append = journal._file.append_logs
+
+    def full(logs: list[dict[str, Any]]) -> None:
+        if reserve.exists():
+            (tmp_path / STUDY_FILE).open("a").write('{"torn')
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(logs)
+
+    assert reserve.stat().st_size == RESERVE
+    monkeypatch.setattr(journal._file, "append_logs", full)
+    train(ledger, ledger.next(), (0.1, 0.2, 0.3))
+    assert not reserve.exists()
+    assert ledger.next() is None
+    assert str(ledger.trouble).endswith("No space left on device")
+    assert [record.status for record in read_records(tmp_path)] == ["complete"]

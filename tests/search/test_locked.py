@@ -1,0 +1,49 @@
+"""Two processes in one folder: the second is refused and told who is there; a dead holder is in nobody's way."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hksd.errors import UserError
+from search.session import HOLDER, locked
+
+Make = Callable[..., Any]
+HOLDS = """
+import sys
+from pathlib import Path
+from search.session import locked
+
+with locked(Path(sys.argv[1]), "training"):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def other(child: Make, tmp_path: Path) -> Any:
+    """Another process, which holds the folder."""
+    process = child(HOLDS, tmp_path)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_the_second_is_told_who_holds_the_folder_and_since_when(other: Any, tmp_path: Path) -> None:
+    for _ in range(2):
+        expected = rf"another process is training \(process {other.pid} on \S+, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\)"
+        with pytest.raises(UserError, match=expected), locked(tmp_path, "training"):
+            raise AssertionError
+
+
+def test_a_holder_that_was_killed_is_in_nobodys_way(other: Any, tmp_path: Path) -> None:
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    with locked(tmp_path):
+        assert (tmp_path / HOLDER).exists()
+    assert not (tmp_path / HOLDER).exists()
