@@ -78,6 +78,7 @@ class Ledger:
         self.trouble: str | None = None  # what no trial could go on with, where that is why
         if not self._trials():
             studies.begin(self.study, self.storage, space, largest, warm)
+        studies.mend(self.study, self.storage)
         self._take_over()
         self.storage.journal.reserve()
         self.samplers = samplers.of(self.competitors.spaces, self._trials())
@@ -92,39 +93,17 @@ class Ledger:
         return attributes
 
     def _take_over(self) -> None:
-        """Continue a study whose process may have died at any write.
-
-        What was refused or replaced but not yet told is told; what was running waits again, and was admitted if it has
-        a status; what is finished counts.
-        """
-        replaced = {trial.user_attrs.get("facts", {}).get("replaces"): trial.number for trial in self._trials()}
+        """Count what the study has."""
         for trial in self._trials():
             self.wished += "origin" in trial.user_attrs
             status, facts = trial.user_attrs.get("status"), trial.user_attrs.get("facts")
-            if trial.state == TrialState.RUNNING:
-                if trial.number in replaced:
-                    self.storage.set_trial_user_attr(trial._trial_id, "reason", _replaced(replaced[trial.number]))
-                    self.storage.set_trial_user_attr(trial._trial_id, "status", "pruned")
-                    self.study.tell(trial.number, state=TrialState.PRUNED)
-                    self.trained += 1
-                elif status in ("rejected", "duplicate"):
-                    self.study.tell(trial.number, state=TrialState.PRUNED)
-                elif status is not None:
-                    self._wait_again(trial._trial_id)
-                else:
-                    self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-            elif trial.state.is_finished() and status in ("complete", "pruned", "failed"):
-                self.trained += 1
+            self.trained += trial.state.is_finished() and status in ("complete", "pruned", "failed")
             if facts:
                 if facts["origin"] == "arm":
                     self.competitors.given.add(facts["arm"])
                 if status not in (None, "duplicate", "rejected", "imported"):
                     self.hashes.setdefault(facts["hash"], trial.number)
                     self.competitors.took(facts["arm"])
-
-    def _wait_again(self, trial_id: int) -> None:
-        self.storage.set_trial_user_attr(trial_id, "status", "interrupted")
-        self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     def next(self) -> Assignment | None:
         """Hand out the next trial to train, or None when the budget or the space ends here, or for the moment.
@@ -272,10 +251,10 @@ class Ledger:
                 values = {"val_accuracy": progress["val_accuracy"], **assignment.costs}
                 self._conclude(trial, "complete", TrialState.COMPLETE, [values[name] for name in self.objectives])
             elif self.stopping:
-                self._wait_again(trial._trial_id)
+                studies.wait_again(self.storage, trial._trial_id)
             else:
                 heir = self.offspring.pop(number, None)
-                reason = _replaced(self._enqueue(heir)) if heir else None
+                reason = studies.replaced_by(self._enqueue(heir)) if heir else None
                 self._conclude(trial, "pruned", TrialState.PRUNED, reason=reason)
         self.offspring.pop(number, None)
         self._announce(trial)
@@ -304,7 +283,7 @@ class Ledger:
         self.offspring.pop(number, None)
         with self.storage.together():
             trial.set_user_attr("strikes", strikes)
-            self._wait_again(trial._trial_id)
+            studies.wait_again(self.storage, trial._trial_id)
         log.warning("trial %d: %s; it is tried again from its last checkpoint", number, reason)
         self._announce(trial)
 
@@ -359,7 +338,3 @@ class Ledger:
     def records(self) -> list[Record]:
         """All trials of the study."""
         return [record(trial) for trial in self._trials()]
-
-
-def _replaced(number: int) -> str:
-    return f"replaced by trial {number}"

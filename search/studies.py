@@ -1,4 +1,4 @@
-"""The study of a search as its driver has it: opened, and begun with what is known and wished for."""
+"""The study of a search as its driver has it: opened, begun with what is known and wished for, brought into order."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
+from optuna.trial import TrialState
 
 from hksd.config import StudentConfig
 from search import samplers
@@ -64,3 +65,38 @@ def begin(
     with storage.together():
         study.add_trials([trial for taken in warm for trial in taken.evidence])
         study.set_user_attr(WISHES, wishes + [{"origin": "warm start", "params": params} for params in earlier])
+
+
+def mend(study: optuna.Study, storage: StudyStorage) -> None:
+    """Bring a study into order whose process may have died at any write: nothing is running afterwards.
+
+    What was refused or replaced but not yet told is told; what was running waits again, and was admitted if it has a
+    status.
+    """
+    trials = study.get_trials(deepcopy=False)
+    replaced = {trial.user_attrs.get("facts", {}).get("replaces"): trial.number for trial in trials}
+    for trial in trials:
+        status = trial.user_attrs.get("status")
+        if trial.state != TrialState.RUNNING:
+            continue
+        if trial.number in replaced:
+            storage.set_trial_user_attr(trial._trial_id, "reason", replaced_by(replaced[trial.number]))
+            storage.set_trial_user_attr(trial._trial_id, "status", "pruned")
+            study.tell(trial.number, state=TrialState.PRUNED)
+        elif status in ("rejected", "duplicate"):
+            study.tell(trial.number, state=TrialState.PRUNED)
+        elif status is not None:
+            wait_again(storage, trial._trial_id)
+        else:
+            storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+def wait_again(storage: StudyStorage, trial_id: int) -> None:
+    """Let a trial that ran wait to be handed out again."""
+    storage.set_trial_user_attr(trial_id, "status", "interrupted")
+    storage.set_trial_state_values(trial_id, TrialState.WAITING)
+
+
+def replaced_by(number: int) -> str:
+    """The reason of a trial whose place a fork took."""
+    return f"replaced by trial {number}"
