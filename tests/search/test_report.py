@@ -280,6 +280,19 @@ def test_every_record_set_can_be_drawn(records: list[Record]) -> None:
         assert sentence.endswith(".")
 
 
+def test_the_comparison_holds_accuracy_and_costs_of_each_network_and_its_points_to_the_teacher(search: Make) -> None:
+    found = search([GOOD, STOPPED, BETTER])
+    rows = [["".join(c.itertext()) for c in row] for row in ET.fromstring(sections.comparison(found)[0]).iter("tr")]
+    header, teacher, best, plain, kd, *_ = rows
+    assert header[:6] == ["network", "model", "accuracy", "points to teacher", "parameters", "MFLOPs"]
+    assert teacher[2:5] == ["90.00%", "-", "400,000"]
+    assert found.best is not None
+    assert best[2:5] == ["70.00%", "-20.00", f"{found.best.params:,}"]
+    assert float(best[header.index("memory, MB")]) == pytest.approx(found.best.costs["peak_memory_mb"], rel=0.01)
+    assert plain[2:4] == ["60.00%", "-30.00"]
+    assert kd[2:4] == ["-", "-"], "it was stopped early"
+
+
 def test_progress_names_the_trial_that_reached_the_best(search: Make) -> None:
     found = figures.progress(search([GOOD, STOPPED, BETTER, GOOD, GOOD]))
     assert found is not None
@@ -371,6 +384,9 @@ def test_what_is_drawn_and_listed_of_many_trials_is_bounded() -> None:
     svgs = [one.chart.svg(one.title) for one in drawn if one]
     assert sum(map(len, svgs)) + sum(len("".join(part)) for part in parts) < 1_000_000
     assert all("are drawn" in one.caption for one in drawn if one)
+    for svg in svgs[:2]:
+        assert svg.count("h0") + svg.count("<circle") <= figures.MOST_DOTS + 50
+    assert svgs[2].count('class="line') <= figures.MOST_CURVES + 1
     assert "The first 24 of 40 knobs are drawn." in parts[0][1]
     assert "The first 200 of 5,000 trials" in parts[1][0]
 
