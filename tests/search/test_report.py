@@ -19,6 +19,7 @@ from rich.console import Console
 from hksd.errors import UserError
 from search import figures, findings, knobs, report, sections
 from search.arms import ARMS, NO_DISTILLATION
+from search.commands import report as command
 from search.console import Display
 from search.knobs import Knob
 from search.records import Record, Status
@@ -210,6 +211,20 @@ def test_the_report_of_a_confirmation_shows_its_sentences_and_intervals(search: 
         report.write_report(found)
     display = Display(Console(quiet=True), 0)
     assert report.at_end(found, display) == {}, "the end of a search outlives its report"
+
+
+def test_the_command_says_where_it_wrote_and_what_it_found(search: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    found = search([GOOD, BETTER])
+    to = found.folder / "elsewhere"
+    command.report("first", to=to, runs=found.folder.parent, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert (said["report"], said["table"]) == (str(to / "report.html"), str(to / "trials.csv"))
+    assert said["summary"] == report.html(found)[0]
+    assert Path(said["report"]).exists()
+    assert not (found.folder / "report.html").exists()
+    (blocked := found.folder / "a file").touch()
+    with pytest.raises(UserError, match="a file: cannot be made"):
+        command.report("first", to=blocked, runs=found.folder.parent)
 
 
 # --- what others wrote
