@@ -192,7 +192,18 @@ def test_every_command_has_help_with_an_example_that_its_own_options_allow(name:
 def test_the_commands_of_the_design_are_there_and_each_is_described() -> None:
     said = hksd("--help")
     assert said.code == 0
-    assert {"doctor", "methods", "space", "teacher", "train", "search", "status", "export", "evaluate"} <= set(COMMANDS)
+    assert {
+        "doctor",
+        "methods",
+        "space",
+        "teacher",
+        "train",
+        "search",
+        "status",
+        "report",
+        "export",
+        "evaluate",
+    } <= set(COMMANDS)
     for name, command in COMMANDS.items():
         assert re.search(rf"^\W*{name}\s+\w", said.out, re.MULTILINE), name
         assert command.help

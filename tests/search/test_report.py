@@ -19,6 +19,7 @@ from rich.console import Console
 from hksd.errors import UserError
 from search import figures, findings, knobs, report, sections
 from search.arms import ARMS, NO_DISTILLATION
+from search.commands import report as command
 from search.console import Display
 from search.knobs import Knob
 from search.records import Record, Status
@@ -212,6 +213,20 @@ def test_the_report_of_a_confirmation_shows_its_sentences_and_intervals(search: 
     assert report.at_end(found, display) == {}, "the end of a search outlives its report"
 
 
+def test_the_command_says_where_it_wrote_and_what_it_found(search: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    found = search([GOOD, BETTER])
+    to = found.folder / "elsewhere"
+    command.report("first", to=to, runs=found.folder.parent, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert (said["report"], said["table"]) == (str(to / "report.html"), str(to / "trials.csv"))
+    assert said["summary"] == report.html(found)[0]
+    assert Path(said["report"]).exists()
+    assert not (found.folder / "report.html").exists()
+    (blocked := found.folder / "a file").touch()
+    with pytest.raises(UserError, match="a file: cannot be made"):
+        command.report("first", to=blocked, runs=found.folder.parent)
+
+
 # --- what others wrote
 
 
@@ -278,6 +293,19 @@ def test_every_record_set_can_be_drawn(records: list[Record]) -> None:
     for sentence in findings.summary(found, 20):
         assert sentence[0].isupper() or sentence[0].isdigit()
         assert sentence.endswith(".")
+
+
+def test_the_comparison_holds_accuracy_and_costs_of_each_network_and_its_points_to_the_teacher(search: Make) -> None:
+    found = search([GOOD, STOPPED, BETTER])
+    rows = [["".join(c.itertext()) for c in row] for row in ET.fromstring(sections.comparison(found)[0]).iter("tr")]
+    header, teacher, best, plain, kd, *_ = rows
+    assert header[:6] == ["network", "model", "accuracy", "points to teacher", "parameters", "MFLOPs"]
+    assert teacher[2:5] == ["90.00%", "-", "400,000"]
+    assert found.best is not None
+    assert best[2:5] == ["70.00%", "-20.00", f"{found.best.params:,}"]
+    assert float(best[header.index("memory, MB")]) == pytest.approx(found.best.costs["peak_memory_mb"], rel=0.01)
+    assert plain[2:4] == ["60.00%", "-30.00"]
+    assert kd[2:4] == ["-", "-"], "it was stopped early"
 
 
 def test_progress_names_the_trial_that_reached_the_best(search: Make) -> None:
@@ -371,6 +399,9 @@ def test_what_is_drawn_and_listed_of_many_trials_is_bounded() -> None:
     svgs = [one.chart.svg(one.title) for one in drawn if one]
     assert sum(map(len, svgs)) + sum(len("".join(part)) for part in parts) < 1_000_000
     assert all("are drawn" in one.caption for one in drawn if one)
+    for svg in svgs[:2]:
+        assert svg.count("h0") + svg.count("<circle") <= figures.MOST_DOTS + 50
+    assert svgs[2].count('class="line') <= figures.MOST_CURVES + 1
     assert "The first 24 of 40 knobs are drawn." in parts[0][1]
     assert "The first 200 of 5,000 trials" in parts[1][0]
 
