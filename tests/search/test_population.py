@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -102,7 +102,7 @@ def test_nobody_is_replaced_before_a_quantile_is_a_trial() -> None:
 
 
 def test_equal_accuracies_replace_nobody() -> None:
-    population = entered({n: (0.5,) for n in range(8)})
+    population = entered(dict.fromkeys(range(8), (0.5,)))
     assert not any(population.better(n, 2) for n in range(8))
 
 
@@ -199,7 +199,7 @@ class Search:
         if assignment is None:
             return False
         done = self.ledger.records()[assignment.number].epoch
-        self.live[assignment.number] = assignment, done
+        self.live[assignment.number] = assignment, max(done - assignment.resumed, 0)
         return True
 
     def epoch(self, number: int) -> None:
@@ -212,6 +212,11 @@ class Search:
         if stopped or done + 1 == EPOCHS:
             del self.live[number]
             self.ledger.finish(number)
+
+    def epochs_of(self, number: int) -> None:
+        """Train a trial until it ends."""
+        while number in self.live:
+            self.epoch(number)
 
     def run(self, concurrent: int = 1, dice: random.Random | None = None, epochs: float = float("inf")) -> None:
         dice = dice or random.Random(0)
@@ -252,7 +257,7 @@ def must_be_sound(records: list[Record], total: int = TRIALS) -> None:
         assert record.seconds == 2.0 * (record.epoch - epoch)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 999), concurrent=st.integers(1, 5))
 def test_every_replaced_trial_has_one_fork_of_a_better_one_and_the_budget_is_spent(
     seed: int, concurrent: int, make_space: Make, open_ledger: Make, epoch_report: Make, tmp_path_factory: Any
@@ -273,7 +278,7 @@ def test_forks_happen_and_forks_are_forked(space: Any, open_ledger: Make, epoch_
     assert any(ledger.records()[record.fork.parent].fork for record in forks if record.fork)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 999))
 def test_a_scheduler_that_starts_anew_replaces_the_same_trials_by_the_same_forks(
     seed: int, make_space: Make, open_ledger: Make, epoch_report: Make, tmp_path_factory: Any
@@ -298,7 +303,7 @@ def test_a_search_that_dies_at_any_write_ends_with_one_fork_for_every_replaced_t
 ) -> None:
     Search(open_ledger(space), epoch_report).run(2)
     lines = (tmp_path / STUDY_FILE).read_text().splitlines(keepends=True)
-    for count in range(8, len(lines), 7):
+    for count in range(8, len(lines), 11):
         folder = tmp_path / str(count)
         folder.mkdir()
         (folder / STUDY_FILE).write_text("".join(lines[:count]))
@@ -324,7 +329,7 @@ def test_a_trial_that_died_between_its_fork_and_its_end_is_replaced_once(
             must_be_sound(ledger.records())
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(epochs=st.integers(1, 60))
 def test_a_search_that_is_interrupted_goes_on_without_a_loss(
     epochs: int, make_space: Make, open_ledger: Make, epoch_report: Make, tmp_path_factory: Any
@@ -343,9 +348,8 @@ def test_a_fork_starts_with_the_past_of_its_parent_and_counts_its_own_time(
     started: list[Assignment] = []
     ledger = open_ledger(space, Events(started=[started.append]))
     search = Search(ledger, epoch_report)
-    while not any(assignment.fork for assignment in started):
-        search.run(epochs=1)
-        search.start()
+    while search.start() and not started[-1].fork:
+        search.epochs_of(started[-1].number)
     fork = started[-1]
     assert fork.fork is not None
     assert not fork.resumed
@@ -405,7 +409,7 @@ def test_checkpoints_of_trials_that_left_the_population_are_removed_and_the_rest
     search.run()
     evolution = search.scheduler.evolution
     assert isinstance(evolution, Evolution)
-    reached = [number for number in evolution.population.points[2]]
+    reached = list(evolution.population.points[2])
     assert {n for n in reached if kept[n].exists()} == set(evolution.population.members(2))
     assert len(reached) > len(evolution.population.members(2)) == 4
     remove_checkpoints(tmp_path)
