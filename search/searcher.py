@@ -227,11 +227,11 @@ class Ledger:
             return
         seconds = before["seconds"] + float(result["seconds"])
         with self.storage.together():
-            trial.set_user_attr("progress", {"epoch": epoch, "val_accuracy": accuracy, "seconds": seconds})
             if len(self.objectives) == 1:  # Optuna takes intermediate values of single-objective studies only
                 trial.report(accuracy, epoch)
             else:  # one attribute an epoch: one that holds them all would be written anew each time
                 trial.set_user_attr(f"{ACCURACY}{epoch}", accuracy)
+            trial.set_user_attr("progress", {"epoch": epoch, "val_accuracy": accuracy, "seconds": seconds})  # last
         if self._written():
             for observer in self.events.reported:
                 observer(number, result)
