@@ -79,12 +79,12 @@ def test_a_trial_that_asks_after_every_step_looks_at_the_disk_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now))
     told = told_to_stop(tmp_path)
     assert not told()
     (tmp_path / STOP_FILE).touch()
     assert not told()
-    now += stopping.LOOK_EVERY
+    now += signals.LOOK_EVERY
     assert told()
 
 
