@@ -40,7 +40,7 @@ from search import space as spaces
 from search.console import Display
 from search.costs import Meter, check_feasible
 from search.records import trial_folder
-from search.report import table_csv
+from search.report.report import table_csv
 from search.results import FACTS_FILE, counts, export_trial, open_search
 from search.searcher import Events, Ledger
 

@@ -12,10 +12,11 @@ from hksd.errors import UserError, unknown
 from hksd.knowledge import live_because
 from hksd.modes import MODES, ModeEntry
 from hksd.terms import TERMS, TermEntry
-from search import alternatives, grid, samplers, stopping
+from search import alternatives, stopping
 from search import space as spaces
 from search.costs import Costs, Meter, check_feasible, within
-from search.sampling import DRAWS, check_knowledge, random_draws
+from search.sampling import grid, samplers
+from search.sampling.preview import DRAWS, check_knowledge, random_draws
 
 if TYPE_CHECKING:
     from search.output import Output

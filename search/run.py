@@ -13,17 +13,18 @@ from hksd import data as datasets
 from hksd import loop
 from hksd.data import DataSet
 from hksd.errors import RunError, Stopped
-from search import arms, guards, ray_env, samplers, stopping, tracking, warm_start
+from search import arms, guards, ray_env, stopping, tracking
 from search.budgets import Budget
 from search.console import Display
 from search.costs import Meter, check_feasible, measure_ahead
 from search.guards import disk_full_explained
 from search.latency import connected, latencies_of
-from search.report import table_csv
+from search.report.report import table_csv
+from search.report.sections import TABLE_FILE
 from search.results import FACTS_FILE, export_trial, open_search, target
-from search.sampling import check_knowledge
+from search.sampling import samplers, warm_start
+from search.sampling.preview import check_knowledge
 from search.searcher import Events, Ledger
-from search.sections import TABLE_FILE
 from search.session import (
     IMAGES,
     SPACE_FILE,

@@ -21,14 +21,15 @@ from optuna.trial import FrozenTrial, TrialState
 from hksd.config import RunConfig, StudentConfig, config_hash, dump, from_tree
 from hksd.errors import ConfigError, UserError
 from hksd.objective import verify
-from search import samplers, studies
+from search import studies
 from search.arms import Competitors, Turn
 from search.costs import Meter, within
 from search.guards import STRIKES
 from search.population import Offspring
 from search.records import ACCURACY, Assignment, Record, Status, record
+from search.sampling import samplers
+from search.sampling.warm_start import Taken
 from search.space import Space
-from search.warm_start import Taken
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ from hksd import changes
 from hksd.config import RunConfig, from_tree
 from hksd.errors import Problem, UserError, unknown
 from hksd.schema import Document, apply_overrides, check, parse_yaml, read_yaml, section_fields
-from search import alternatives, grid, ranges
+from search import alternatives, ranges
 from search.ranges import Draws, Range
+from search.sampling import grid
 from search.settings import SearchConfig
 
 Path_ = tuple[str | int, ...]

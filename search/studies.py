@@ -10,12 +10,12 @@ import optuna
 from optuna.trial import TrialState
 
 from hksd.config import StudentConfig
-from search import samplers
 from search.records import STUDY_NAME, mend_journal, open_storage
+from search.sampling import samplers
+from search.sampling.warm_start import Taken
+from search.sampling.wishes import defaults
 from search.space import Space
 from search.storage import StudyStorage
-from search.warm_start import Taken
-from search.wishes import defaults
 
 WISHES = "wishes"  # attribute of the study: draws that come before those of the sampler
 

@@ -15,12 +15,13 @@ from hksd.data import DataSet
 from hksd.errors import UserError
 from hksd.export import CARD_FILE, Row
 from hksd.teacher import Teacher
-from search import report, tracking
+from search import tracking
 from search.console import Display, relative
 from search.records import Record
-from search.report import table_csv
+from search.report import report
+from search.report.report import table_csv
+from search.report.sections import TABLE_FILE
 from search.results import SearchFolder, counts
-from search.sections import TABLE_FILE
 from search.space import Space
 
 

@@ -25,8 +25,9 @@ def confirm(
     as_json: Json = False,
 ) -> None:
     """Train the best students and the arms again over new seeds; then open the test split, once, and compare."""
-    from search import confirm as confirmations
-    from search import confirm_files, console
+    from search import console
+    from search.confirm import confirm as confirmations
+    from search.confirm import files as confirm_files
 
     output = Output(as_json)
     display = console.Display(output.console, 0)

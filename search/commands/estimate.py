@@ -11,8 +11,8 @@ from search.commands.options import DEFAULT_RUNS, Address, Json, Overrides, Runs
 from search.output import Output
 
 if TYPE_CHECKING:
-    from search.estimate import Estimate
-    from search.forecast import Span
+    from search.estimate.estimate import Estimate
+    from search.estimate.forecast import Span
 
 EXAMPLE = "`hksd estimate cifar10 --set data.root=data/cifar10 --trials 100 --price 0.5`"
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
@@ -34,8 +34,8 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Measure a few steps and say what a search would take: time, memory, money. Trains and keeps nothing."""
-    from search import estimate as estimates
     from search import space as spaces
+    from search.estimate import estimate as estimates
 
     output = Output(as_json)
     given = {"concurrent": concurrent, "price": price}

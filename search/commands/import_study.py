@@ -23,8 +23,8 @@ def import_study(
     as_json: Json = False,
 ) -> None:
     """Read the finished trials of an Optuna study, so that a search can start from the best of them."""
-    from search import import_study as studies
     from search import space as spaces
+    from search.sampling import import_study as studies
 
     output = Output(as_json)
     found = studies.import_study(storage, spaces.load(space, overrides or []), runs, name, study)

@@ -21,7 +21,7 @@ def report(
 ) -> None:
     """Write report.html (one page, opens anywhere) and trials.csv (all trials), also while the search runs."""
     from search import console, results
-    from search import report as reports
+    from search.report import report as reports
 
     output = Output(as_json)
     written = reports.write_report(results.open_search(runs, name), to)

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from hksd.config import config_hash
 from search.arms import ARMS
-from search.contenders import FAILED_FILE, arms, runs_of
+from search.confirm.contenders import FAILED_FILE, arms, runs_of
 from search.openings import OPENINGS_FILE
 from search.results import open_search
 

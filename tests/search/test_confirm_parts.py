@@ -16,9 +16,9 @@ from hksd.config import dump, from_tree
 from hksd.data.settings import DataConfig
 from hksd.errors import DataError
 from search import openings
-from search.contenders import Contender, Run, runs_of
+from search.confirm.contenders import Contender, Run, runs_of
+from search.confirm.retrain import Job, work
 from search.records import Record
-from search.retrain import Job, work
 from search.signals import STOP_FILE
 from search.trial import FAULT_FILE, Place
 

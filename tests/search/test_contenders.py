@@ -15,7 +15,7 @@ from hksd.config import config_hash, dump, from_tree
 from hksd.errors import UserError
 from hksd.schema import LAST_SEED
 from search.arms import ARMS, NO_DISTILLATION, STANDARD_KD
-from search.contenders import Run, arms, new_seeds, runs_of, students, unfinished_arms
+from search.confirm.contenders import Run, arms, new_seeds, runs_of, students, unfinished_arms
 from search.records import Record, Status
 from search.results import SearchFolder
 

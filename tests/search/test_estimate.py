@@ -14,12 +14,12 @@ from hksd import data as datasets
 from hksd import teacher as teachers
 from hksd.data.augment import Batches
 from hksd.errors import RunError, UserError
-from search import dry_run
 from search import space as spaces
 from search.commands.estimate import lines
 from search.costs import Meter
-from search.estimate import Estimate, Machine, estimate, feasible_draws, fit_numbers, spread
-from search.forecast import Span
+from search.estimate import dry_run
+from search.estimate.estimate import Estimate, Machine, estimate, feasible_draws, fit_numbers, spread
+from search.estimate.forecast import Span
 from search.packing import trials_at_once
 
 Make = Callable[..., Any]

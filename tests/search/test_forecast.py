@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from search.commands.estimate import between, duration
-from search.forecast import (
+from search.estimate.forecast import (
     Plan,
     Span,
     Work,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hksd.config import config_hash
 from hksd.errors import ConfigError
-from search import grid
+from search.sampling import grid
 from search.space import Space
 
 Make = Callable[..., Any]

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hksd.errors import UserError
-from search import figures, findings, knobs, report, sections
 from search.arms import ARMS, NO_DISTILLATION
 from search.commands import report as command
 from search.console import Display
-from search.knobs import Knob
 from search.records import Record, Status
+from search.report import figures, findings, knobs, report, sections
+from search.report.knobs import Knob
 from search.results import FACTS_FILE, SearchFolder, open_search
 from search.session import resolved
 

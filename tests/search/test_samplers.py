@@ -13,11 +13,11 @@ from optuna.trial import TrialState
 
 from hksd.config import config_hash
 from hksd.errors import ConfigError
-from search import samplers, surrogate
-from search.evolution import NSGA2, divisions, population
-from search.parameters import parameters, varying
+from search.sampling import samplers, surrogate
+from search.sampling.evolution import NSGA2, divisions, population
+from search.sampling.parameters import parameters, varying
+from search.sampling.surrogate import SEEN, Axis, Surrogate
 from search.settings import SamplerName
-from search.surrogate import SEEN, Axis, Surrogate
 
 Make = Callable[..., Any]
 MODELS = ["tpe", "gp", "nsga2", "random"]

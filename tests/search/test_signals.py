@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from search import session, stopping
+from search import session, signals
 from search.console import Display
 from search.session import Interrupt, interruptible
 from search.signals import STOP_FILE, Stop, stoppable, told_to_stop

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from hksd.config import from_tree
-from search import verdicts
 from search.arms import NO_DISTILLATION, STANDARD_KD
-from search.confirm_files import opened, text
-from search.contenders import Contender
+from search.confirm import verdicts
+from search.confirm.contenders import Contender
+from search.confirm.files import opened, text
+from search.confirm.verdicts import Scored, figures
 from search.records import Record
-from search.verdicts import Scored, figures
 
 Make = Callable[..., Any]
 NOISE = (0.002, -0.001, 0.004, -0.003, 0.001)

@@ -18,15 +18,15 @@ from optuna.storages.journal import JournalFileBackend
 
 from hksd.config import config_hash
 from hksd.errors import UserError
-from search import import_study as studies
-from search import warm_start
 from search.costs import Meter, check_feasible
 from search.ranges import Range
 from search.results import FACTS_FILE, open_search
+from search.sampling import import_study as studies
+from search.sampling import warm_start
+from search.sampling.wishes import defaults, nearest, point, wishes
 from search.searcher import Ledger
 from search.space import Space
 from search.studies import WISHES
-from search.wishes import defaults, nearest, point, wishes
 
 Make = Callable[..., Any]
 TPE = {"sampler": "tpe", "trials": 20}

@@ -9,8 +9,8 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search import alternatives
-from search.grid import PRESENT
 from search.ranges import ABSENCE
+from search.sampling.grid import PRESENT
 from search.space import Space
 
 

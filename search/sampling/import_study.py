@@ -15,12 +15,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hksd.config import config_hash, dump
 from hksd.errors import UserError, unknown
-from search.parameters import parameters
 from search.records import STUDY_NAME, open_storage
 from search.results import FACTS_FILE
+from search.sampling.parameters import parameters
+from search.sampling.wishes import point
 from search.session import SPACE_FILE, choose_folder, locked, resolved, write
 from search.space import Space
-from search.wishes import point
 
 SHOWN = 12  # names that an error lists
 

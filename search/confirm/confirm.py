@@ -1,6 +1,6 @@
 """A confirmation: the best students of a search and its arms, trained again over new seeds, on the test split once.
 
-In order: every run that is missing is trained (`search.retrain`), then the test split is opened and the opening
+In order: every run that is missing is trained (`search.confirm.retrain`), then the test split is opened and the opening
 recorded, then everything that has no test score yet is scored in one go. What is there stays: a second call continues
 a killed one, more seeds or other students add what is missing, and where nothing is missing nothing is opened.
 """
@@ -23,14 +23,15 @@ from hksd.data import DataSet
 from hksd.errors import RunError, Stopped, UserError
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
-from search import contenders, openings, ray_env, scores, verdicts
+from search import openings, ray_env
 from search import space as spaces
-from search.confirm_files import FOLDER, text, write_files
-from search.confirm_tracking import log_confirmation
+from search.confirm import contenders, scores, verdicts
+from search.confirm.contenders import Contender, Run, runs_of
+from search.confirm.files import FOLDER, text, write_files
+from search.confirm.log import log_confirmation
+from search.confirm.scores import TEACHER, Scores
 from search.console import Display, percent, relative
-from search.contenders import Contender, Run, runs_of
 from search.results import SearchFolder, open_search
-from search.scores import TEACHER, Scores
 from search.session import IMAGES, SPACE_FILE, TEACHERS, Interrupt, interruptible, locked
 from search.space import Space
 
@@ -171,7 +172,8 @@ class Confirmation:
     def _train_with_ray(self, left: Sequence[Run], interrupt: Interrupt) -> None:
         """Start Ray and train; Ray is imported only here, after its environment is set."""
         ray_env.prepare(self.request.address)
-        from search import retrain, tuning
+        from search import tuning
+        from search.confirm import retrain
         from search.trial import Place
 
         jobs = {retrain.Job(run.key, json.dumps(dump(run.config)), str(run.folder)): run for run in left}

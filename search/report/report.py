@@ -17,13 +17,14 @@ from typing import Any
 
 from hksd.config import flatten
 from hksd.errors import UserError
-from search import confirm_files, figures, findings, page, sections
 from search import space as spaces
+from search.confirm import files as confirm_files
 from search.console import Display, relative
-from search.knobs import knobs
 from search.records import Record
+from search.report import figures, findings, page, sections
+from search.report.knobs import knobs
+from search.report.sections import TABLE_FILE
 from search.results import SearchFolder
-from search.sections import TABLE_FILE
 from search.session import SPACE_FILE, write
 from search.space import Space
 

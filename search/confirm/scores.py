@@ -19,7 +19,7 @@ from hksd.errors import UserError
 from hksd.models.taps import TappedNet
 from hksd.train import WEIGHTS_FILE
 from search import openings
-from search.contenders import Run
+from search.confirm.contenders import Run
 from search.results import load_student
 from search.session import write
 

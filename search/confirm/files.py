@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from search.confirm.verdicts import shown_p
 from search.session import write
-from search.verdicts import shown_p
 
 FOLDER = "confirm"  # below the folder of the search
 JSON_FILE, CSV_FILE, TEXT_FILE = "confirm.json", "confirm.csv", "confirm.md"

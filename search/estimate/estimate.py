@@ -20,13 +20,14 @@ from hksd.config import RunConfig, TeacherConfig
 from hksd.data import DataSet
 from hksd.errors import RunError, UserError
 from hksd.knowledge import live_because
-from search import dry_run, forecast, packing, stopping
+from search import packing, stopping
 from search.arms import Competitors
 from search.budgets import HOUR, device_hours
 from search.costs import Meter, check_feasible, within
-from search.dry_run import Findings, Stage
-from search.forecast import Plan, Span, Work, around
-from search.sampling import check_knowledge, random_draws
+from search.estimate import dry_run, forecast
+from search.estimate.dry_run import Findings, Stage
+from search.estimate.forecast import Plan, Span, Work, around
+from search.sampling.preview import check_knowledge, random_draws
 from search.session import IMAGES, TEACHERS
 from search.space import Space
 from search.teaching import Teaching, with_teacher
@@ -63,7 +64,7 @@ class Estimate:
         teacher_seconds: training of the teacher and its estimators; 0 where they are cached.
         missing: what of them is not cached.
         knowledge_seconds: what the teacher says of all views, computed once by the trials.
-        trial_seconds: training of a drawn trial (see `search.forecast.Totals`).
+        trial_seconds: training of a drawn trial (see `search.estimate.forecast.Totals`).
         expected_epochs: of a drawn trial.
         epochs: of a trial that is not stopped.
         wall_hours: of the whole search, the teacher stage included.

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from search.console import percent
-from search.findings import label
-from search.knobs import Knob
-from search.plots import CHAR, Chart, Scale, categories, evenly, spanning
 from search.records import Record
+from search.report.findings import label
+from search.report.knobs import Knob
+from search.report.plots import CHAR, Chart, Scale, categories, evenly, spanning
 from search.results import TRAINED, SearchFolder, front
 
 MOST_DOTS, MOST_CURVES, MOST_STRIPS, STRIP_DOTS = 1000, 150, 24, 300  # what is drawn at most

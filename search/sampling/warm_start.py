@@ -16,11 +16,11 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hksd.config import RunConfig, config_hash, dump, from_tree
-from search.parameters import parameters
 from search.records import Record
 from search.results import SearchFolder
+from search.sampling.parameters import parameters
+from search.sampling.wishes import Params, point, wishes
 from search.space import Space
-from search.wishes import Params, point, wishes
 
 BEST = 3  # configurations that are taken from a search whose results say nothing here
 

@@ -21,7 +21,7 @@ from hksd.config import config_hash, from_tree
 from hksd.data import DataSet
 from hksd.errors import NonFiniteLossError
 from search import guards, tuning
-from search.contenders import FAILED_FILE
+from search.confirm.contenders import FAILED_FILE
 from search.session import GRACE
 from search.signals import STOP_FILE, told_to_stop
 from search.space import Space
@@ -63,8 +63,9 @@ def work(job: Job, data: DataSet, place: Place, folder: str) -> Ended:
 
     Told to stop (`search.signals`, in the `folder` of the confirmation), it is saved after its step.
 
-    A loss that is not finite would come again, so it is kept as the run's end (`search.contenders.Run.failure`); other
-    faults, such as a full disk, are tried again by the next confirmation.
+    A loss that is not finite would come again, so it is kept as the run's end
+    (`search.confirm.contenders.Run.failure`); other faults, such as a full disk, are tried again by the
+    next confirmation.
     """
     out = Path(job.out)
     with listening() as warnings:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from search.arms import NO_DISTILLATION
-from search.contenders import Contender
-from search.statistics import ALPHA, Difference, Gap, Mean, holm, mean_of, paired, recovered_gap
+from search.confirm.contenders import Contender
+from search.confirm.statistics import ALPHA, Difference, Gap, Mean, holm, mean_of, paired, recovered_gap
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.plots import evenly
 from search.records import STUDY_NAME, Record, open_storage
+from search.report.plots import evenly
 
 OFF = ".off"  # ends the name of the draw that decides whether a block is absent
 FEWEST = 20  # complete trials below which an importance is noise

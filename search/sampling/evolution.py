@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import NSGAIIISampler, NSGAIISampler
 from optuna.trial import FrozenTrial, TrialState
 
-from search.parameters import Parameter
+from search.sampling.parameters import Parameter
 
 GENERATIONS, SMALLEST, LARGEST = 6, 8, 50  # generations that a search is to have; bounds of the population
 

@@ -9,10 +9,12 @@ from typing import Any
 from hksd.errors import UserError
 from hksd.export import Row
 from hksd.schema import to_yaml
-from search import confirm_files, figures, findings, openings, page, tracking
+from search import openings, tracking
+from search.confirm import files as confirm_files
 from search.console import percent
-from search.knobs import FEWEST, MODELLED, Knob
 from search.records import Record
+from search.report import figures, findings, page
+from search.report.knobs import FEWEST, MODELLED, Knob
 from search.results import SearchFolder
 from search.session import SPACE_FILE
 from search.settings import REPORTED

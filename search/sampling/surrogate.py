@@ -22,8 +22,8 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.grid import ABSENT, PRESENT
-from search.parameters import Parameter
+from search.sampling.grid import ABSENT, PRESENT
+from search.sampling.parameters import Parameter
 from search.storage import thinned
 
 STARTUP = 10  # complete trials before the first fit, as in Optuna; random draws until then

@@ -12,12 +12,12 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from hksd.errors import UserError
-from search import grid
 from search.arms import prefix
-from search.evolution import NSGA2, NSGA3, divisions, population
-from search.parameters import parameters, varying
+from search.sampling import grid
+from search.sampling.evolution import NSGA2, NSGA3, divisions, population
+from search.sampling.parameters import parameters, varying
+from search.sampling.surrogate import Surrogate
 from search.space import Space
-from search.surrogate import Surrogate
 
 FEW, MANY = 60, 200  # trials up to which gp, and from which nsga2, is taken in place of tpe: measured at 30 and at 200
 SEED_STEP = 7919  # between the seeds of samplers of the same search: a prime, so that seeds of searches do not meet

@@ -14,8 +14,8 @@ from hksd.config import RunConfig, StudentConfig, dump, flatten
 from hksd.errors import ConfigError
 from hksd.schema import section_fields
 from search import alternatives
-from search.grid import ABSENT, PRESENT
 from search.ranges import ABSENCE, Range
+from search.sampling.grid import ABSENT, PRESENT
 from search.space import Path_, Space, section_type
 
 Params = dict[str, Any]  # values by the names of the parameters

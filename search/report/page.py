@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from search.figures import Figure
+from search.report.figures import Figure
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1c1f23; --soft: #5b6470; --rule: #dfe3e8; --fill: #f5f6f8;

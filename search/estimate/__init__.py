@@ -1,0 +1,1 @@
+"""`hksd estimate`: what a search will take."""

@@ -1,0 +1,1 @@
+"""`hksd report`: a search as one HTML file."""

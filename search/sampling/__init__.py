@@ -1,0 +1,1 @@
+"""How draws are made: samplers by name, the grid, and what a search starts from."""
