@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from hksd import data as datasets
 from hksd import teacher as teachers
 from hksd.config import StudentConfig, dump, flatten
 from hksd.data import DataSet
-from hksd.errors import RunError, Stopped
+from hksd.errors import RunError, Stopped, UserError
 from hksd.export import CARD_FILE, Row
 from hksd.provenance import provenance
 from hksd.teacher import Teacher
@@ -132,9 +133,10 @@ def search(
         if meter.latencies:
             facts["latency"] = meter.latencies.facts()
         if resume:
-            earlier = open_search(runs, name).facts
-            facts["space"] = earlier.get("space", facts["space"])
-            facts["teacher"]["seconds"] += earlier.get("teacher", {}).get("seconds", 0.0)
+            with suppress(UserError):  # half a file, or none: it is written anew
+                earlier = open_search(runs, name).facts
+                facts["space"] = earlier.get("space", facts["space"])
+                facts["teacher"]["seconds"] += earlier.get("teacher", {}).get("seconds", 0.0)
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         display.line(_teacher_line(facts["teacher"], teacher))
         display.line(str(teaching))

@@ -14,13 +14,13 @@ from search.session import HOLDER, locked
 
 Make = Callable[..., Any]
 HOLDS = """
-import sys
+import sys, time
 from pathlib import Path
 from search.session import locked
 
 with locked(Path(sys.argv[1]), "training"):
     print("held", flush=True)
-    sys.stdin.readline()
+    time.sleep(300)
 """
 
 
