@@ -26,6 +26,18 @@ def is_lost(error: Exception) -> bool:
     return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST" or "no such table" in str(error)
 
 
+def find_runs(client: Any, experiment: str, search: str, parent: str) -> dict[str, str]:
+    """Ids of the runs of a search in a store, by the number of the trial; that of the search itself as `parent`."""
+    found, token = {}, None
+    while True:
+        page = client.search_runs([experiment], f"tags.`hksd.search` = '{search}'", max_results=1000, page_token=token)
+        for run in page:
+            if (kind := run.data.tags.get("hksd.kind")) in ("search", "trial"):
+                found[parent if kind == "search" else str(int(run.info.run_name.split()[0]))] = run.info.run_id
+        if not (token := page.token):
+            return found
+
+
 def make_tables(uri: str) -> None:
     """Make the tables of a SQLite store; by a process of its own, since MLflow makes them once in a process.
 

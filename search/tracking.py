@@ -89,6 +89,7 @@ class Tracker:
         self._deadline = self._limit = float("inf")
         self._opening: list[dict[str, Any]] = []  # what the parent run began with
         self._lost = False  # the store has to be filled again
+        self._unknown = False  # the ids of our runs have to be asked for
         self._filled = 0  # when it was, in milliseconds
         self._acknowledged = 0  # records of the spool that need not be sent again
         self._spool, self._notes = Spool(folder / SPOOL_FILE), Spool(folder / NOTES_FILE)
@@ -100,9 +101,13 @@ class Tracker:
 
     def _take_over(self) -> None:
         """Queue what an earlier process left unsent; sending a record twice leaves the store as it is."""
-        known, done = self.folder / RUNS_FILE, 0
+        known, done, facts = self.folder / RUNS_FILE, 0, None
         if known.exists():
-            facts = json.loads(known.read_text())
+            try:
+                facts = json.loads(known.read_text())
+            except ValueError:  # half a file
+                self._unknown = True
+        if facts:
             for note in self._notes.read(0):
                 facts = {**facts, **note, "runs": facts["runs"] | note["runs"]}
             done = facts.get("acknowledged", 0)
@@ -243,6 +248,9 @@ class Tracker:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is not None:
             self.experiment_id = experiment.experiment_id
+            if self._unknown:
+                self.runs = lost_store.find_runs(client, experiment.experiment_id, self.name, PARENT)
+                self.earlier, self._unknown = frozenset(self.runs), False
         else:
             artifacts = None
             if self.uri.startswith(SQLITE):
