@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Callable
@@ -121,5 +122,20 @@ def test_a_store_that_was_deleted_between_two_sessions_is_filled_again_too(
     tracker.end_search("KILLED", {}, {}, {})
     assert tracker.close().unsent == 0
     (tmp_path / "mlflow.db").unlink()
+    finish(*begin(), train)
+    must_agree(tmp_path)
+
+
+def test_a_clock_that_is_set_back_changes_nothing(
+    begin: Make, train: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = itertools.count(1_900_000_000, -60)
+    monkeypatch.setattr(tracking.time, "time", lambda: float(next(now)))
+    ledger, tracker = begin()
+    train(ledger, ledger.next(), (0.1, 0.2, 0.3))
+    ledger.next()
+    ledger.interrupt()
+    tracker.end_search("KILLED", {}, {}, {})
+    assert tracker.close().unsent == 0
     finish(*begin(), train)
     must_agree(tmp_path)
