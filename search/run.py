@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from hksd import data as datasets
 from hksd import loop
 from hksd.data import DataSet
-from hksd.errors import RunError, Stopped
+from hksd.errors import RunError, Stopped, UserError
 from search import arms, guards, ray_env, stopping, tracking
 from search.budgets import Budget
 from search.console import Display
@@ -106,9 +107,10 @@ def search(
         taken = [warm_start.take(space, one, data.fingerprint, teacher.key) for one in earlier]
         facts["warm_start"] = [one.facts() for one in taken]
         if resume:
-            before = open_search(runs, name).facts
-            facts |= {key: before[key] for key in ("space", "warm_start") if key in before}
-            facts["teacher"]["seconds"] += before.get("teacher", {}).get("seconds", 0.0)
+            with suppress(UserError):  # half a file, or none: it is written anew
+                before = open_search(runs, name).facts
+                facts |= {key: before[key] for key in ("space", "warm_start") if key in before}
+                facts["teacher"]["seconds"] += before.get("teacher", {}).get("seconds", 0.0)
         write(folder / FACTS_FILE, json.dumps(facts, indent=1))
         note_origin(folder, space, data, teacher)
         display.line(teacher_line(facts["teacher"], teacher))

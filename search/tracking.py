@@ -20,9 +20,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hksd.checkpoint import write_atomically
-from hksd.config import RunConfig, config_hash, dump, flatten
 from hksd.errors import UserError
+from search import lost_store
 from search.records import Assignment, Record
+from search.run_facts import STATUS, epoch_metrics, trial_end, trial_start
 from search.spool import Spool
 
 EXPERIMENT = "hksd"
@@ -32,7 +33,6 @@ NOTES_FILE = "mlflow-notes.jsonl"  # what is new since RUNS_FILE was written; th
 RETRY_S, FLUSH_S = 2.0, 20.0
 LONGEST_FLUSH_S = 300.0  # a slow store that still takes records gets that long at the end
 BATCH_PARAMS = 100  # MLflow takes at most that many parameters in a batch
-STATUS = {"complete": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED", "failed": "FAILED"}
 log = logging.getLogger(__name__)
 
 
@@ -57,26 +57,6 @@ def how_to_look(uri: str, mlflow: str, experiment: str | None) -> list[str]:
     if uri.startswith(SQLITE):
         return [f"compare the trials: {mlflow} ui --backend-store-uri {uri}", f"then open http://127.0.0.1:5000{page}"]
     return [f"compare the trials: open {_without_password(uri)}{page}"]
-
-
-def flat_params(config: RunConfig) -> dict[str, str]:
-    """The resolved configuration as flat parameters: ``terms.kd.weight`` -> ``0.9``."""
-    return {key: str(value) for key, value in flatten(dump(config)).items()}
-
-
-def epoch_metrics(report: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of an epoch (fields of `hksd.loop.EpochReport`) under their MLflow names."""
-    return {
-        "val/accuracy": report["val_accuracy"],
-        "val/loss": report["val_loss"],
-        "train/accuracy": report["train_accuracy"],
-        "train/loss": report["train_loss"],
-        "lr": report["lr"],
-        "images_per_s": report["images_per_s"],
-        "epoch_s": report["seconds"],
-        **{f"loss/{name}": value for name, value in report["terms"].items()},
-        **report["diagnostics"],
-    }
 
 
 @dataclass(frozen=True)
@@ -107,6 +87,10 @@ class Tracker:
         self._unsent: list[dict[str, Any]] = []
         self._client: Any = None
         self._deadline = self._limit = float("inf")
+        self._opening: list[dict[str, Any]] = []  # what the parent run began with
+        self._lost = False  # the store has to be filled again
+        self._unknown = False  # the ids of our runs have to be asked for
+        self._filled = 0  # when it was, in milliseconds
         self._acknowledged = 0  # records of the spool that need not be sent again
         self._spool, self._notes = Spool(folder / SPOOL_FILE), Spool(folder / NOTES_FILE)
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
@@ -117,9 +101,13 @@ class Tracker:
 
     def _take_over(self) -> None:
         """Queue what an earlier process left unsent; sending a record twice leaves the store as it is."""
-        known, done = self.folder / RUNS_FILE, 0
+        known, done, facts = self.folder / RUNS_FILE, 0, None
         if known.exists():
-            facts = json.loads(known.read_text())
+            try:
+                facts = json.loads(known.read_text())
+            except ValueError:  # half a file
+                self._unknown = True
+        if facts:
             for note in self._notes.read(0):
                 facts = {**facts, **note, "runs": facts["runs"] | note["runs"]}
             done = facts.get("acknowledged", 0)
@@ -155,23 +143,7 @@ class Tracker:
 
     def start_trial(self, assignment: Assignment) -> None:
         """Open (or reopen) the child run of a trial."""
-        tags = {
-            "hksd.search": self.name,
-            "hksd.kind": "trial",
-            "hksd.arm": assignment.arm or "",
-            "hksd.status": "running",
-            "hksd.config_hash": config_hash(assignment.config),
-        }
-        if assignment.fork:
-            tags |= {"hksd.parent": str(assignment.fork.parent), "hksd.forked_at": str(assignment.fork.epoch)}
-        self._put(
-            "start",
-            str(assignment.number),
-            name=assignment.label,
-            tags=tags,
-            params=flat_params(assignment.config),
-            metrics={name: float(value) for name, value in assignment.costs.items()},
-        )
+        self._put("start", str(assignment.number), **trial_start(self.name, assignment))
         for epoch, accuracy in assignment.inherited.items():  # a curve that is whole; the rest is in the parent's run
             self._put("metrics", str(assignment.number), metrics={"val/accuracy": accuracy}, step=epoch, once=True)
 
@@ -183,8 +155,7 @@ class Tracker:
     def end_trial(self, record: Record) -> None:
         """Close the child run of a trial with its status; refused draws have no run."""
         if record.status in STATUS:
-            tags = {"hksd.status": record.status, **({"hksd.reason": record.reason[:5000]} if record.reason else {})}
-            self._put("end", str(record.number), status=STATUS[record.status], tags=tags)
+            self._put("end", str(record.number), **trial_end(record))
 
     def end_search(
         self, status: str, metrics: Mapping[str, float], tags: Mapping[str, str], texts: Mapping[str, str]
@@ -212,6 +183,8 @@ class Tracker:
     def _put(self, kind: str, run: str, **fields: Any) -> None:
         if self.uri is not None:
             record = {"kind": kind, "run": run, "time": int(time.time() * 1000), **fields}
+            if kind == "start" and run == PARENT:
+                self._opening = [record]
             self._spool.add(record)
             self._pending.put(record)
 
@@ -231,12 +204,20 @@ class Tracker:
         while time.monotonic() < self._deadline:
             try:
                 self._client = self._client or self._connect()
+                if self._lost:
+                    self._fill_again(self._client)
                 self._send(self._client, operation)
                 self.sent += 1
                 self._deadline = min(self._limit, max(self._deadline, time.monotonic() + FLUSH_S))
                 return True
             except Exception as error:  # the store is another program's: whatever it raises, training goes on
                 reason = _reason(error, self.uri or "")
+                if self.runs and lost_store.is_lost(error) and not self._lost:
+                    log.warning(
+                        "MLflow has lost the runs of this search; they are written again, as the study has them"
+                    )
+                    self._lost, self._client = True, None
+                    continue
                 if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
                     log.warning("MLflow refuses a record of run %s for good: %s", operation["run"], reason)
                     return True
@@ -249,15 +230,29 @@ class Tracker:
         self.problem = self.problem or "there was no time left"
         return False
 
+    def _fill_again(self, client: Any) -> None:
+        """Write all that the study knows to a store that has lost it."""
+        if not self._opening:
+            raise LookupError("the search has not begun")
+        self.runs, self.earlier, now = {}, frozenset(), int(time.time() * 1000)
+        for operation in [*self._opening, *lost_store.told_by_study(self.folder, self.name, now)]:
+            self._send(client, operation)
+        self._lost, self._filled = False, now
+
     def _connect(self) -> Any:
         _quiet_environment()
+        assert self.uri is not None
+        if self._lost and self.uri.startswith(SQLITE):
+            lost_store.make_tables(self.uri)
         from mlflow.tracking import MlflowClient
 
-        assert self.uri is not None
         client = MlflowClient(tracking_uri=self.uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is not None:
             self.experiment_id = experiment.experiment_id
+            if self._unknown:
+                self.runs = lost_store.find_runs(client, experiment.experiment_id, self.name, PARENT)
+                self.earlier, self._unknown = frozenset(self.runs), False
         else:
             artifacts = None
             if self.uri.startswith(SQLITE):
@@ -294,7 +289,9 @@ class Tracker:
             log.warning("a record of run %s belongs to another MLflow store and is left out", operation["run"])
         elif operation["kind"] == "metrics":
             step = operation["step"]
-            if operation.get("once") and any(m.step == step for m in client.get_metric_history(run, "val/accuracy")):
+            if (operation.get("once") or at <= self._filled) and any(
+                m.step == step for m in client.get_metric_history(run, "val/accuracy")
+            ):
                 return
             client.log_batch(run, metrics=[Metric(k, float(v), at, step) for k, v in operation["metrics"].items()])
         elif operation["kind"] == "text":
@@ -313,6 +310,7 @@ def _quiet_environment() -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
         "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # a connection that is kept sees a deleted file as it was
     }.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):

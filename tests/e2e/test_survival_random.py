@@ -19,9 +19,9 @@ from hksd.train import RESULT_FILE, WEIGHTS_FILE
 from search.records import STUDY_FILE, Record, read_records, trial_folder
 
 Make = Callable[..., Any]
-TRIALS, EPOCHS = 8, 12
+EPOCHS = 12
 WAYS = ("driver", "worker", "raylet", "SIGTERM", "SIGINT", "torn journal")
-LONGEST = 25.0  # seconds until a round is ended
+LONGEST = 15.0  # seconds until a round is ended
 
 
 def children(pid: int) -> list[int]:
@@ -111,16 +111,21 @@ def survive(rounds: int, seed: int, place: Path, start: Make, facts: Make, hksd:
         assert result["val_accuracy"] == record.val_accuracy
     lost = [record for record in found.records if record.status == "failed"]
     assert all("times, the last time: the worker process died" in str(record.reason) for record in lost)
-    assert len(trained) + len(lost) == TRIALS
+    assert len(trained) + len(lost) == trials(rounds)
+
+
+def trials(rounds: int) -> int:
+    """Trials of a search that is to be caught at work in that many rounds."""
+    return 5 + rounds // 2
 
 
 @pytest.fixture
-def place(tmp_path: Path, write_space: Make) -> Path:
+def place(rounds: int, tmp_path: Path, write_space: Make) -> Path:
     write_space(
         tmp_path / "space.yaml",
         train={"epochs": EPOCHS, "batch_size": 32},
         terms={"squeeze": {"weight": 0}},
-        search={"trials": TRIALS, "arms": "none", "scheduler": "none"},
+        search={"trials": trials(rounds), "arms": "none", "scheduler": "none"},
     )
     return tmp_path
 

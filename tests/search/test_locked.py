@@ -20,7 +20,7 @@ from search.session import locked
 
 with locked(Path(sys.argv[1]), "training"):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(300)
 """
 
 

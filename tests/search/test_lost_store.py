@@ -1,0 +1,141 @@
+"""A tracking store that is locked, deleted or forgets: nothing of the search is lost there, and nothing is doubled."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from search import tracking
+from search.records import read_records
+from search.run_facts import STATUS
+from search.searcher import Events, Ledger
+from search.tracking import EXPERIMENT, Tracker
+
+Make = Callable[..., Any]
+LOCKS = """
+import sqlite3, sys, time
+base = sqlite3.connect(sys.argv[1], isolation_level=None)
+base.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def begin(make_space: Make, open_ledger: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """begin(): a ledger and a tracker that hears of its trials; a later call goes on with the same search."""
+    monkeypatch.setattr(tracking, "RETRY_S", 0.1)
+
+    def go() -> tuple[Ledger, Tracker]:
+        tracker = Tracker(tracking.store(None, tmp_path), tmp_path, "first")
+        tracker.start_search({"space": "small"}, "x")
+        events = Events([tracker.start_trial], [tracker.epoch], [tracker.end_trial])
+        return open_ledger(make_space(search={"trials": 5, "arms": "none"}), events), tracker
+
+    return go
+
+
+def sent(tracker: Tracker) -> None:
+    """Wait until the tracker has nothing to send."""
+    while tracker._pending.qsize() or tracker._unsent:
+        time.sleep(0.05)
+    time.sleep(0.3)
+
+
+def must_agree(folder: Path) -> None:
+    """The store has each trial of the study once, with its status, accuracies and parameters."""
+    client = MlflowClient(tracking_uri=tracking.store(None, folder))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    runs: list[Run] = list(client.search_runs([experiment.experiment_id]))
+    by_number = {int(run.info.run_name.split()[0]): run for run in runs if run.info.run_name != "first"}
+    records = [record for record in read_records(folder) if record.status not in ("duplicate", "rejected")]
+    assert len(runs) == len(records) + 1
+    for record in records:
+        run = by_number[record.number]
+        assert run.info.status == STATUS[record.status]
+        assert run.data.tags["hksd.status"] == record.status
+        assert "train.lr" in run.data.params
+        history = client.get_metric_history(run.info.run_id, "val/accuracy")
+        assert {point.step: point.value for point in history} == record.accuracies
+        assert len(history) == len(record.accuracies)
+
+
+def finish(ledger: Ledger, tracker: Tracker, train: Make) -> None:
+    while (assignment := ledger.next()) is not None:
+        train(ledger, assignment, (0.1, 0.2, 0.3))
+    tracker.end_search("FINISHED", {"trials/complete": 5.0}, {}, {})
+    assert tracker.close().unsent == 0
+
+
+def test_a_store_that_another_process_locks_for_a_while_gets_everything_once(
+    begin: Make, train: Make, child: Make, tmp_path: Path
+) -> None:
+    ledger, tracker = begin()
+    train(ledger, ledger.next(), (0.1, 0.2, 0.3))
+    sent(tracker)
+    process = child(LOCKS, tmp_path / "mlflow.db")
+    assert process.stdout.readline() == "locked\n"
+    train(ledger, ledger.next(), (0.4, 0.5, 0.6))
+    time.sleep(6)  # SQLite itself waits for 5 s
+    process.kill()
+    process.communicate()
+    finish(ledger, tracker, train)
+    must_agree(tmp_path)
+
+
+@pytest.mark.parametrize("copy", [False, True], ids=["deleted", "replaced by an old copy"])
+def test_a_store_that_is_lost_in_the_middle_of_a_search_is_filled_again_from_the_study(
+    copy: bool, begin: Make, train: Make, tmp_path: Path
+) -> None:
+    store, old = tmp_path / "mlflow.db", tmp_path / "old.db"
+    if copy:  # one that knows nothing of the search
+        MlflowClient(tracking_uri=f"sqlite:///{old}").search_experiments()
+    ledger, tracker = begin()
+    train(ledger, ledger.next(), (0.1, 0.2, 0.3))
+    train(ledger, ledger.next(), (0.4, 0.5), "it broke")
+    running = ledger.next()
+    sent(tracker)
+    store.unlink()
+    if copy:
+        shutil.copy(old, store)
+    train(ledger, running, (0.7, 0.8, 0.9))
+    finish(ledger, tracker, train)
+    must_agree(tmp_path)
+
+
+def test_a_store_that_was_deleted_between_two_sessions_is_filled_again_too(
+    begin: Make, train: Make, tmp_path: Path
+) -> None:
+    ledger, tracker = begin()
+    train(ledger, ledger.next(), (0.1, 0.2, 0.3))
+    ledger.next()
+    ledger.interrupt()
+    tracker.end_search("KILLED", {}, {}, {})
+    assert tracker.close().unsent == 0
+    (tmp_path / "mlflow.db").unlink()
+    finish(*begin(), train)
+    must_agree(tmp_path)
+
+
+def test_a_clock_that_is_set_back_changes_nothing(
+    begin: Make, train: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = itertools.count(1_900_000_000, -60)
+    monkeypatch.setattr(tracking.time, "time", lambda: float(next(now)))
+    ledger, tracker = begin()
+    train(ledger, ledger.next(), (0.1, 0.2, 0.3))
+    ledger.next()
+    ledger.interrupt()
+    tracker.end_search("KILLED", {}, {}, {})
+    assert tracker.close().unsent == 0
+    finish(*begin(), train)
+    must_agree(tmp_path)
