@@ -6,13 +6,12 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from hksd import data as datasets
 from hksd import loop
-from hksd.data import DataSet
 from hksd.errors import RunError, Stopped, UserError
 from search import arms, guards, ray_env, stopping, tracking
 from search.budgets import Budget
@@ -22,7 +21,7 @@ from search.guards import disk_full_explained
 from search.latency import connected, latencies_of
 from search.report.report import table_csv
 from search.report.sections import TABLE_FILE
-from search.results import FACTS_FILE, export_trial, open_search, target
+from search.results import FACTS_FILE, SearchFolder, export_trial, open_search, target
 from search.sampling import samplers, warm_start
 from search.sampling.preview import check_knowledge
 from search.searcher import Events, Ledger
@@ -82,117 +81,183 @@ def search(
         Stopped: stopped by the user.
     """
     start = time.monotonic()
-    folder = choose_folder(space, runs, name, resume)
+    place = Place(runs, choose_folder(space, runs, name, resume), name, address, tracking_uri)
     earlier = [open_search(runs, one) for one in warm]
-    # Faults of data and limits come before the folder of the search is made.
-    data = datasets.load(space.middle({}).data, runs / IMAGES)
-    meter = Meter(shape := loop.image_shape(data), latencies_of(space.search, runs, shape), space.search.limits)
-    with connected(meter.latencies, address):
-        measure_ahead(space, meter, partial(display.step, unit="student"))
-        largest = check_feasible(space, meter)
-    check_knowledge(space, loop.image_shape(data))
-    resume_command = how_to_resume(name, runs, address, tracking_uri)
-    with disk_full_explained(resume_command), locked(folder), interruptible(display, folder) as interrupt:
+    under_way = _Search(space, place, display)
+    with (
+        disk_full_explained(place.resume_command),
+        locked(place.folder),
+        interruptible(display, place.folder) as interrupt,
+    ):
+        under_way.teach(earlier, resume)
+        under_way.open_books()
+        interrupt.ledger = under_way.ledger
+        try:
+            under_way.train(interrupt, restart)
+        finally:
+            under_way.close_books()
+        return under_way.outcome(start)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a search takes place.
+
+    Attributes:
+        runs: folder of all searches.
+        folder: its own.
+        name: its name.
+        address: Ray cluster, or None.
+        tracking_uri: MLflow store as the user gave it, or None.
+    """
+
+    runs: Path
+    folder: Path
+    name: str
+    address: str | None
+    tracking_uri: str | None
+
+    @property
+    def teachers(self) -> Path:
+        """Folder of cached teachers."""
+        return (self.runs / TEACHERS).resolve()
+
+    @property
+    def resume_command(self) -> str:
+        """What continues the search."""
+        return how_to_resume(self.name, self.runs, self.address, self.tracking_uri)
+
+
+class _Search:
+    """A search under way: taught, its books opened, trained, its books closed, in that order.
+
+    Faults of data and limits come here, before anything is written.
+    """
+
+    def __init__(self, space: Space, place: Place, display: Display):
+        self.space, self.place, self.display = space, place, display
+        self.data = datasets.load(space.middle({}).data, place.runs / IMAGES)
+        shape = loop.image_shape(self.data)
+        self.meter = Meter(shape, latencies_of(space.search, place.runs, shape), space.search.limits)
+        with connected(self.meter.latencies, place.address):
+            measure_ahead(space, self.meter, partial(display.step, unit="student"))
+            self.largest = check_feasible(space, self.meter)
+        check_knowledge(space, shape)
+        self.done = False
+
+    def teach(self, earlier: Sequence[SearchFolder], resume: bool) -> None:
+        """Make the teacher, take over what earlier searches know, and write down what the search begins with."""
+        space, folder, middle, display = self.space, self.place.folder, self.space.middle({}), self.display
         write(folder / SPACE_FILE, resolved(space))
         try:
-            wanted = with_teacher(arms.arms(space, largest, data.image_size).values(), space.middle({}))
-            teacher, seconds = make_teacher(wanted, data, (runs / TEACHERS).resolve(), display.teacher)
+            wanted = with_teacher(arms.arms(space, self.largest, self.data.image_size).values(), middle)
+            teacher, seconds = make_teacher(wanted, self.data, self.place.teachers, display.teacher)
         except KeyboardInterrupt:
-            raise Stopped(resume_command) from None
-        teaching = Teaching(space.middle({}), data, teacher, (runs / TEACHERS).resolve())
-        facts = facts_of(space, name, data, teacher) | {"teaching": teaching.facts()}
-        facts["teacher"]["seconds"] = seconds
-        if meter.latencies:
-            facts["latency"] = meter.latencies.facts()
-        taken = [warm_start.take(space, one, data.fingerprint, teacher.key) for one in earlier]
-        facts["warm_start"] = [one.facts() for one in taken]
+            raise Stopped(self.place.resume_command) from None
+        teaching = Teaching(middle, self.data, teacher, self.place.teachers)
+        self.taken = [warm_start.take(space, one, self.data.fingerprint, teacher.key) for one in earlier]
+        self.facts = facts_of(space, self.place.name, self.data, teacher) | {
+            "teaching": teaching.facts(),
+            "warm_start": [one.facts() for one in self.taken],
+        }
+        self.facts["teacher"]["seconds"] = seconds
+        if self.meter.latencies:
+            self.facts["latency"] = self.meter.latencies.facts()
         if resume:
             with suppress(UserError):  # half a file, or none: it is written anew
-                before = open_search(runs, name).facts
-                facts |= {key: before[key] for key in ("space", "warm_start") if key in before}
-                facts["teacher"]["seconds"] += before.get("teacher", {}).get("seconds", 0.0)
-        write(folder / FACTS_FILE, json.dumps(facts, indent=1))
-        note_origin(folder, space, data, teacher)
-        display.line(teacher_line(facts["teacher"], teacher))
-        display.line(str(teaching))
-        for text in (samplers.told(space), stopping.description(space), *map(str, taken)):
-            display.line(text)
-        uri = tracking.store(tracking_uri, runs)
-        tracker = tracking.Tracker(uri, folder, name)
-        tracker.start_search(parent_params(space, facts), resolved(space))
+                before = open_search(self.place.runs, self.place.name).facts
+                self.facts |= {key: before[key] for key in ("space", "warm_start") if key in before}
+                self.facts["teacher"]["seconds"] += before.get("teacher", {}).get("seconds", 0.0)
+        write(folder / FACTS_FILE, json.dumps(self.facts, indent=1))
+        note_origin(folder, space, self.data, teacher)
+        said = (teacher_line(self.facts["teacher"], teacher), teaching, samplers.told(space))
+        for line in (*said, stopping.description(space), *self.taken):
+            display.line(str(line))
+
+    def open_books(self) -> None:
+        """Open the study and the parent run in MLflow."""
+        space, place, display, drop = self.space, self.place, self.display, self.space.search.max_drop
+        self.uri = tracking.store(place.tracking_uri, place.runs)
+        self.tracker = tracking.Tracker(self.uri, place.folder, place.name)
+        self.tracker.start_search(parent_params(space, self.facts), resolved(space))
         events = Events(
-            started=[tracker.start_trial, display.started],
-            reported=[tracker.epoch, display.reported],
-            ended=[tracker.end_trial, display.ended],
+            started=[self.tracker.start_trial, display.started],
+            reported=[self.tracker.epoch, display.reported],
+            ended=[self.tracker.end_trial, display.ended],
         )
-        drop = space.search.max_drop
-        goal = None if drop is None else target(teacher.accuracy, drop)
-        ledger = Ledger(space, folder.resolve(), meter, largest, events, goal, taken)
-        display.take_over(ledger.records())
-        interrupt.ledger = ledger
-        caps = Budget(ledger, facts["teacher"]["seconds"])
-        status = "FAILED"
+        goal = None if drop is None else target(self.facts["teacher"]["accuracy"], drop)
+        self.ledger = Ledger(space, place.folder.resolve(), self.meter, self.largest, events, goal, self.taken)
+        self.caps = Budget(self.ledger, self.facts["teacher"]["seconds"])
+        display.take_over(self.ledger.records())
+
+    def train(self, interrupt: Interrupt, restart: Sequence[str] | None) -> None:
+        """Train all trials; an interrupt ends it quietly.
+
+        Ray is imported only here, after its environment is set.
+        """
+        ledger, place = self.ledger, self.place
+        ray_env.prepare(place.address)
+        from search import ray_watch, tuning
+
         try:
-            resuming = None if restart is None else (resume_command, restart)
-            _train(ledger, caps, data, folder, runs, address, display, interrupt, resuming)
-            status = "FINISHED"
+            tuning.start_ray(place.address)
+            interrupt.install()
+            try:
+                packing = tuning.pack(ledger.space, ledger.largest, self.data, place.teachers)
+                if packing.reason:
+                    self.display.line(packing.reason)
+                self.caps.start(packing.gpu)
+                watched = restart is not None and not place.address
+                again = ray_watch.Restart(place.resume_command, restart or (), self.display.line) if watched else None
+                folder = place.folder.resolve()
+                tuning.tune_trials(ledger, self.data, folder, place.teachers, packing.gpu, restart=again)
+            finally:
+                interrupt.disarm()
+                tuning.stop_ray()
+            self.done = True
         except KeyboardInterrupt:
             ledger.stopping, ledger.ended = True, None
-        finally:
-            if ledger.live:
-                ledger.interrupt()
-            ledger.storage.journal.release()
-            display.close()
-            interrupted = ledger.stopping and ledger.ended is None
-            ended = ledger.ended if caps.cut_short() else None
-            why = "interrupted" if interrupted else "exhausted" if ledger.exhausted else ended
-            write(folder / FACTS_FILE, json.dumps(facts | {"ended": why}, indent=1))
-            found = open_search(runs, name)
-            write(folder / TABLE_FILE, table_csv(found.records))
-            status = "KILLED" if interrupted else "FAILED" if found.best is None else status
-            where = export_trial(found, data=data) if status == "FINISHED" else None
-            sent = finish_tracking(tracker, found, status, display, where, ended)
+
+    def close_books(self) -> None:
+        """Put what runs back, write table, export and report, and end the parent run."""
+        ledger, folder = self.ledger, self.place.folder
+        if ledger.live:
+            ledger.interrupt()
+        ledger.storage.journal.release()
+        self.display.close()
+        self.interrupted = ledger.stopping and ledger.ended is None
+        self.ended = ledger.ended if self.caps.cut_short() else None
+        why = "interrupted" if self.interrupted else "exhausted" if ledger.exhausted else self.ended
+        write(folder / FACTS_FILE, json.dumps(self.facts | {"ended": why}, indent=1))
+        self.found = open_search(self.place.runs, self.place.name)
+        write(folder / TABLE_FILE, table_csv(self.found.records))
+        finished = self.done and self.found.best is not None and not self.interrupted
+        self.export = export_trial(self.found, data=self.data) if finished else None
+        status = "FINISHED" if finished else "KILLED" if self.interrupted else "FAILED"
+        self.sent = finish_tracking(self.tracker, self.found, status, self.display, self.export, self.ended)
+
+    def outcome(self, start: float) -> Outcome:
+        """What came of it.
+
+        Args:
+            start: when it began, on the monotonic clock.
+
+        Raises:
+            RunError: no trial ran to its end, or none could go on.
+            Stopped: by the user.
+        """
+        ledger, resume_command = self.ledger, self.place.resume_command
         if ledger.trouble:
             raise RunError(guards.how_to_go_on(ledger.trouble, resume_command))
-        if interrupted:
+        if self.interrupted:
             raise Stopped(resume_command)
-        if where is None and ended:
-            raise RunError(f"no trial ran to its end: {caps.explain(resume_command)}")
-        if where is None:
-            reasons = sorted({r.reason for r in found.records if r.status == "failed" and r.reason})
-            raise RunError(f"no trial ran to its end: {'; '.join(reasons) or 'all were stopped early'}")
+        if self.export is None:
+            reasons = sorted({r.reason for r in self.found.records if r.status == "failed" and r.reason})
+            why = self.caps.explain(resume_command) if self.ended else "; ".join(reasons) or "all were stopped early"
+            raise RunError(f"no trial ran to its end: {why}")
         if ledger.exhausted:
-            display.line("the space is exhausted: every further draw was outside the limits or trained already")
-        if ended:
-            display.line(caps.explain(resume_command))
-        return outcome(found, start, where, ended, {"uri": uri, "experiment": tracker.experiment_id, **asdict(sent)})
-
-
-def _train(
-    ledger: Ledger,
-    caps: Budget,
-    data: DataSet,
-    folder: Path,
-    runs: Path,
-    address: str | None,
-    display: Display,
-    interrupt: Interrupt,
-    resuming: tuple[str, Sequence[str]] | None,
-) -> None:
-    """Start Ray and train; Ray is imported only here, after its environment is set."""
-    ray_env.prepare(address)
-    from search import ray_watch, tuning
-
-    tuning.start_ray(address)
-    interrupt.install()
-    try:
-        teachers_at = (runs / TEACHERS).resolve()
-        packing = tuning.pack(ledger.space, ledger.largest, data, teachers_at)
-        if packing.reason:
-            display.line(packing.reason)
-        caps.start(packing.gpu)
-        restart = None if resuming is None or address else ray_watch.Restart(*resuming, display.line)
-        tuning.tune_trials(ledger, data, folder.resolve(), teachers_at, packing.gpu, restart=restart)
-    finally:
-        interrupt.disarm()
-        tuning.stop_ray()
+            self.display.line("the space is exhausted: every further draw was outside the limits or trained already")
+        if self.ended:
+            self.display.line(self.caps.explain(resume_command))
+        seen = {"uri": self.uri, "experiment": self.tracker.experiment_id, **asdict(self.sent)}
+        return outcome(self.found, start, self.export, self.ended, seen)
