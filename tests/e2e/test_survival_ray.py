@@ -45,7 +45,7 @@ def test_a_search_whose_ray_is_killed_goes_on_by_itself_and_loses_nothing(
 ) -> None:
     write_space(
         tmp_path / "space.yaml",
-        train={"epochs": EPOCHS, "batch_size": 16},
+        train={"epochs": EPOCHS, "batch_size": 32},
         terms={"squeeze": {"weight": 0}},
         search={"trials": 4, "arms": "none", "scheduler": "none"},
     )

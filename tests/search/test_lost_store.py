@@ -92,7 +92,7 @@ def test_a_store_that_another_process_locks_for_a_while_gets_everything_once(
     must_agree(tmp_path)
 
 
-@pytest.mark.parametrize("copy", [False, True], ids=["deleted", "replaced by an old copy"])
+@pytest.mark.parametrize("copy", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["deleted", "old copy"])
 def test_a_store_that_is_lost_in_the_middle_of_a_search_is_filled_again_from_the_study(
     copy: bool, begin: Make, train: Make, tmp_path: Path
 ) -> None:
