@@ -228,10 +228,10 @@ class Ledger:
             return
         seconds = before["seconds"] + float(result["seconds"])
         with self.storage.together():
-            if len(self.objectives) == 1:  # Optuna takes intermediate values of single-objective studies only
-                trial.report(accuracy, epoch)
-            else:  # one attribute an epoch: one that holds them all would be written anew each time
+            if len(self.objectives) > 1:  # one attribute an epoch: one with all would be written anew each time
                 trial.set_user_attr(f"{ACCURACY}{epoch}", accuracy)
+            elif epoch not in self.trial(number).intermediate_values:  # it may be there if a process died meanwhile
+                trial.report(accuracy, epoch)
             trial.set_user_attr("progress", {"epoch": epoch, "val_accuracy": accuracy, "seconds": seconds})  # last
         if self._written():
             for observer in self.events.reported:
