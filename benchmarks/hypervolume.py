@@ -146,7 +146,6 @@ def search(table: Table, space: Space, way: Way, budget: float, options: argpars
     done: list[Curve] = []
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         ledger = Ledger(space, Path(folder), Known(options.shape), StudentConfig(model="resnet8"))
-        ledger.arms = {}
         stopping = EarlyStopping(space)
         if way.rule == "accuracy":
             stopping.costs = ()
@@ -233,7 +232,8 @@ def compare(
 
 def settled(space: Space, way: Way, minimize: list[str], seed: int) -> Space:
     """The space with the settings of a way to search, and trials without end."""
-    settings = {"sampler": way.sampler, "scheduler": way.scheduler, "minimize": minimize, "seed": seed}
+    own = {"arms": "none", "enqueue_defaults": False}  # as when the published figures were made
+    settings = own | {"sampler": way.sampler, "scheduler": way.scheduler, "minimize": minimize, "seed": seed}
     return replace(space, search=build(SearchConfig, {"trials": 100_000, **settings}))
 
 

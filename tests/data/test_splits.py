@@ -74,7 +74,8 @@ def test_every_class_stands_on_both_sides_in_its_share(labels, share, seed):
 def test_the_held_out_total_is_the_share_of_all_images(classes, each, share, seed):
     labels = np.repeat(np.arange(classes), each)
     held_out = len(stratified_split(labels, share, seed)[1])
-    assert held_out == np.clip(round(classes * each * share), classes, classes * (each - 1))
+    # Halves may go either way: the product of floats does not end in exactly half.
+    assert abs(held_out - np.clip(classes * each * share, classes, classes * (each - 1))) < 0.5 + 1e-6
 
 
 @patient

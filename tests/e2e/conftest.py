@@ -42,7 +42,7 @@ SPACE: dict[str, Any] = {
         "squeeze": {"weight": {"log_uniform": [0.1, 1], "off": 0.3}, "depth": 1},
     },
     "train": {"epochs": 3, "batch_size": 64, "lr": {"log_uniform": [0.05, 0.2]}, "device": "cpu"},
-    "search": {"trials": 7, "sampler": "random", "seed": 1},
+    "search": {"trials": 5, "sampler": "random", "seed": 1, "arms": "none"},
 }
 MARK = "HKSD_TEST_PROCESS"
 

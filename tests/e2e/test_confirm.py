@@ -29,7 +29,9 @@ RUNS = 10  # a student and four arms, two seeds
 def place(tmp_path_factory: pytest.TempPathFactory, write_space: Make, hksd: Make) -> Path:
     """Working directory with the search `first`: four arms and two drawn trials."""
     folder = tmp_path_factory.mktemp("confirmed")
-    write_space(folder / "space.yaml", train={"epochs": EPOCHS}, search={"trials": 6, "scheduler": "none"})
+    write_space(
+        folder / "space.yaml", train={"epochs": EPOCHS}, search={"trials": 6, "arms": "fixed", "scheduler": "none"}
+    )
     found = hksd("search", "space.yaml", "--name", "first", cwd=folder)
     assert found.process.returncode == 0, found.err
     return folder
@@ -107,6 +109,7 @@ def check_figures(place: Path, found: dict[str, Any]) -> None:
     assert run.data.metrics["teacher/test_accuracy"] == pytest.approx(found["teacher"]["test_accuracy"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_more_seeds_add_only_what_is_missing(place: Path, start: Make, hksd: Make) -> None:
     before = results(place)
     assert len(before) == RUNS, "follows the test above"

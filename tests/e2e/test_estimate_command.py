@@ -16,7 +16,7 @@ Make = Callable[..., Any]
 def test_an_estimate_says_time_memory_and_money_and_keeps_no_teacher(
     tmp_path: Path, write_space: Make, inside: Make
 ) -> None:
-    write_space(tmp_path / "space.yaml", search={"trials": 12}, teacher={"min_accuracy": 0.99})
+    write_space(tmp_path / "space.yaml", search={"trials": 12, "arms": "fixed"}, teacher={"min_accuracy": 0.99})
     words = ("--price", 2, "--cpus", 4, "--concurrent", 3, "--json")
     code, out, err = inside("estimate", "space.yaml", *words, cwd=tmp_path)
     assert code == 0, err

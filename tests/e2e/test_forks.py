@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from hksd.train import RESULT_FILE, WEIGHTS_FILE
 Make = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_forks_take_the_place_of_the_worst_agree_in_all_books_and_repeat_from_their_configuration(
     tmp_path: Path, write_space: Make, hksd: Make, inside: Make, facts: Make
 ) -> None:

@@ -28,7 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, write_space: Make) -> Path:
         folder / "space.yaml",
         student={"width": {"choice": [0.25, 0.5, 2.0]}},
         train={"lr": {"choice": [0.1, 0.05, 0.2, 1.0e9]}},
-        search={"trials": 8, "limits": {"params": 25_000}, "scheduler": {"asha": {"grace_epochs": 1}}},
+        search={"trials": 8, "arms": "fixed", "limits": {"params": 25_000}, "scheduler": {"asha": {"grace_epochs": 1}}},
     )
     return folder
 

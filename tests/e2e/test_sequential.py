@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from search.records import Record, read_records
 
 Make = Callable[..., Any]
@@ -16,10 +18,11 @@ def told(record: Record) -> tuple[Any, ...]:
     return record.number, record.status, record.arm, record.config, record.costs, record.accuracies, record.reason
 
 
+@pytest.mark.slow
 def test_with_one_trial_at_a_time_a_search_repeats_draw_by_draw(tmp_path: Path, hksd: Make, write_space: Make) -> None:
     write_space(
         tmp_path / "space.yaml",
-        search={"trials": 12, "sampler": "tpe", "concurrent": 1, "scheduler": {"asha": {"grace_epochs": 1}}},
+        search={"trials": 9, "sampler": "tpe", "concurrent": 1, "scheduler": {"asha": {"grace_epochs": 1}}},
     )
     searches = []
     for name in ("first", "second"):

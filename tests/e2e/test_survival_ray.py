@@ -40,6 +40,7 @@ def children(program: Any) -> dict[int, str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_search_whose_ray_is_killed_goes_on_by_itself_and_loses_nothing(
     tmp_path: Path, write_space: Make, start: Make, facts: Make
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_space_is_refused_with_2_where_some_draws_need_more_than_the_views(
     assert not (place / "first/refused").exists()
 
 
+@pytest.mark.slow
 def test_a_search_that_cannot_keep_views_says_so_once_and_finds_the_same(place: Path, inside: Make, hksd: Make) -> None:
     good, bad = place / "good", place / "bad"
     assert inside("teacher", "space.yaml", "--runs", bad, "--views", 0, cwd=place)[0] == 0
