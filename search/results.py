@@ -62,9 +62,9 @@ class SearchFolder:
         if lost <= drop / 100 + EPSILON:
             cost = self.facts["minimize"][0]
             value = shown(cost, found.costs[cost])
-            return f"the smallest student within {drop:g} points of the teacher is trial {found.number}: {cost} {value}"
+            return f"the smallest student within {_points(drop)} of the teacher is trial {found.number}: {cost} {value}"
         return (
-            f"no student came within {drop:g} points of the teacher: the most accurate, trial {found.number}, lies "
+            f"no student came within {_points(drop)} of the teacher: the most accurate, trial {found.number}, lies "
             f"{100 * lost:.2f} points below it; more epochs, trials or larger students may help"
         )
 
@@ -97,6 +97,10 @@ class SearchFolder:
             count = sum(r.arm == name for r in self.records if r.status in TRAINED)
             rows.append(_row(f"arm: {name}" + (f", best of {count}" if count > 1 else ""), self.arm(name)))
         return rows
+
+
+def _points(value: float) -> str:
+    return f"{value:g} point{'' if value == 1 else 's'}"
 
 
 def target(teacher: float, max_drop: float) -> float:

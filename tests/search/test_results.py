@@ -156,7 +156,7 @@ def test_a_search_without_arms_has_none_in_its_table(search: Make) -> None:
 @pytest.mark.parametrize(
     ("drop", "number", "said"),
     [
-        (1.0, 1, "no student came within 1 points of the teacher: the most accurate, trial 1, lies 5.00 points below"),
+        (1.0, 1, "no student came within 1 point of the teacher: the most accurate, trial 1, lies 5.00 points below"),
         (5.0, 1, "the smallest student within 5 points of the teacher is trial 1: params 300"),
         (10.0, 3, "the smallest student within 10 points of the teacher is trial 3: params 100"),
         (20.0, 3, "the smallest student within 20 points of the teacher is trial 3: params 100"),
