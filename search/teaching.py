@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def make_teacher(
         on_progress(what, epoch, epochs, accuracy)
 
     made = [teachers.prepare(run, data, cache_dir=cache_dir, on_progress=progress) for run in runs]
-    return made[-1], time.monotonic() - begun if trained else 0.0
+    return replace(made[-1], cached=not trained), time.monotonic() - begun if trained else 0.0
 
 
 class Teaching:
