@@ -66,7 +66,7 @@ def note(folder: Path, facts: Mapping[str, Any], session: Mapping[str, Any]) -> 
     Args:
         folder: folder of a run or a search.
         facts: what is made; replaces what stands there.
-        session: what is special about this session; versions, hardware and commit are added.
+        session: facts of its own of the one that begins; versions, hardware and commit are added.
 
     Raises:
         OSError: it cannot be written.

@@ -78,7 +78,7 @@ class Ledger:
         self.ended: str | None = None  # the cap that was reached, where that is why it is stopping
         self.trouble: str | None = None  # what no trial could go on with, where that is why
         if not self._trials():
-            studies.begin(self.study, self.storage, space, largest, warm)
+            studies.begin(self.study, self.storage, space, largest, warm, target)
         studies.mend(self.study, self.storage)
         self._take_over()
         self.storage.journal.reserve()

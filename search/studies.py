@@ -46,7 +46,12 @@ def open_study(folder: Path, objectives: Sequence[str]) -> tuple[optuna.Study, S
 
 
 def begin(
-    study: optuna.Study, storage: StudyStorage, space: Space, largest: StudentConfig, warm: Sequence[Taken]
+    study: optuna.Study,
+    storage: StudyStorage,
+    space: Space,
+    largest: StudentConfig,
+    warm: Sequence[Taken],
+    target: float | None = None,
 ) -> None:
     """Write down what a new search knows and wishes for before its first trial.
 
@@ -56,14 +61,19 @@ def begin(
         space: the space.
         largest: its largest student within the limits.
         warm: what the search takes over from earlier ones.
+        target: accuracy that a student has to reach, or None; evidence that falls short counts as such.
     """
     settled = samplers.chosen(space)[0] in ("random", "grid") or not space.search.enqueue_defaults
-    known = [trial.params for taken in warm for trial in taken.evidence]
+    evidence = [trial for taken in warm for trial in taken.evidence]
+    if target is not None:
+        for trial in evidence:
+            trial.set_constraint("accuracy", target - trial.user_attrs["progress"]["val_accuracy"])
+    known = [trial.params for trial in evidence]
     usual = [] if settled else [params for params in defaults(space, largest) if params not in known]
     earlier = [params for taken in warm for params in taken.wished]
     wishes = [{"origin": "default", "params": params} for params in usual]
     with storage.together():
-        study.add_trials([trial for taken in warm for trial in taken.evidence])
+        study.add_trials(evidence)
         study.set_user_attr(WISHES, wishes + [{"origin": "warm start", "params": params} for params in earlier])
 
 

@@ -199,6 +199,20 @@ def test_results_on_the_same_images_with_the_same_teacher_are_evidence_and_nothi
     assert start(space, tmp_path / "new", shape).trained == 20
 
 
+def test_evidence_that_falls_short_of_a_demand_on_accuracy_counts_as_such(
+    make_space: Make, finished: Make, tmp_path: Path, shape: dict[str, int]
+) -> None:
+    found = finished(make_space(search={**TPE, "trials": 12}))
+    space = make_space(search={**TPE, "max_drop": 1.0})
+    taken = warm_start.take(space, found, *SAME)
+    assert taken.evidence
+    (tmp_path / "new").mkdir()
+    meter = Meter(shape)
+    ledger = Ledger(space, tmp_path / "new", meter, check_feasible(space, meter), target=0.8, warm=[taken])
+    for trial in ledger.study.trials[: len(taken.evidence)]:
+        assert list(trial.constraints.values()) == [pytest.approx(0.8 - trial.values[0])]
+
+
 def test_what_was_imported_may_be_trained(make_space: Make, finished: Make, tmp_path: Path, shape: Any) -> None:
     terms, small = {"ce": {}}, {"model": "resnet8", "width": {"choice": [0.25, 0.5]}}
     space = make_space(
