@@ -103,7 +103,7 @@ def choose_folder(space: Space, runs: Path, name: str, resume: bool) -> Path:
         if changed:
             raise UserError(
                 f"{folder}: the space has changed since the search began (section {', '.join(sorted(changed))}); "
-                f"resume with {folder / SPACE_FILE}, or start a new search"
+                f"resume as it was with `hksd search {name} --resume`, or start a new search"
             )
     elif folder.exists():
         raise UserError(
