@@ -1,4 +1,4 @@
-"""Whether speed costs accuracy: the same student by the plain loop of `reference.py` and by `hksd.train.fit`.
+"""Whether speed costs accuracy: the same student by the plain loop of `reference.py` and by `hksd.fit.fit`.
 
 One trained teacher, one recipe, equal seeds. The learning rate is tuned for each side on the validation split over the
 same grid (seed 0); with its best rate each side trains over seeds, and the test split judges what the last epoch left.
@@ -26,8 +26,8 @@ import torch
 from common import STOCK
 
 from hksd import data as datasets
-from hksd.config import from_tree
-from hksd.schema import apply_overrides
+from hksd.config.run import from_tree
+from hksd.yaml import apply_overrides
 
 REFERENCE = "reference"
 SIDES: dict[str, dict[str, Any]] = {
@@ -64,7 +64,7 @@ def base(options: argparse.Namespace) -> dict[str, Any]:
 
 def prepare(tree: dict[str, Any], runs: str) -> float:
     """Train the teacher, or find it in the cache; returns its validation accuracy."""
-    from hksd import teacher as teachers
+    from hksd.teacher import prepare as teachers
 
     config = from_tree(tree)
     return teachers.prepare(config, datasets.load(config.data), cache_dir=Path(runs) / "teachers").accuracy
@@ -74,7 +74,7 @@ def plain(tree: dict[str, Any], runs: str, test: bool) -> dict[str, float]:
     """Train by the reference."""
     from reference import Reference
 
-    from hksd import teacher as teachers
+    from hksd.teacher import prepare as teachers
 
     config = from_tree(tree)
     torch.set_num_threads(config.train.threads)
@@ -93,9 +93,10 @@ def plain(tree: dict[str, Any], runs: str, test: bool) -> dict[str, float]:
 
 def ours(tree: dict[str, Any], runs: str, test: bool) -> dict[str, float]:
     """Train by hksd."""
-    from hksd import evaluate, train
-    from hksd import teacher as teachers
+    from hksd import fit as train
     from hksd.data.augment import batches_of
+    from hksd.run import evaluate
+    from hksd.teacher import prepare as teachers
 
     config = from_tree(tree)
     data, cache = datasets.load(config.data), Path(runs) / "teachers"

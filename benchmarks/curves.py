@@ -23,13 +23,12 @@ from typing import Any
 import common
 
 from hksd import data as datasets
-from hksd import loop
 from hksd.errors import NonFiniteLossError
+from hksd.fit import fit
 from hksd.provenance import provenance
-from hksd.train import fit
-from search import space as spaces
-from search.costs import Meter
-from search.space import Space
+from hksd_search.space import space as spaces
+from hksd_search.space.sizes import Meter
+from hksd_search.space.space import Space
 
 SPACE = """
 data: {name: digits, validation: 0.4}
@@ -90,7 +89,7 @@ def main() -> None:
         file.write_text(SPACE)
         space = spaces.load(str(file), options.set)
         data = datasets.load(space.middle({}).data)
-        meter, shared = Meter(loop.image_shape(data)), space.middle({})
+        meter, shared = Meter(data.image_shape), space.middle({})
         known = begin(options.out, space) if not options.out.exists() else len(rows(options.out))
         with options.out.open("a", newline="") as output:
             writer = csv.writer(output)

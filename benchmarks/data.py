@@ -32,8 +32,8 @@ from torch.utils.data import DataLoader, Dataset
 from hksd import data
 from hksd.data.augment import Batch, batches_of
 from hksd.data.settings import DataConfig
-from hksd.data.torchvision_guard import declare_missing_operators
 from hksd.provenance import provenance
+from hksd.torchvision_guard import declare_missing_operators
 
 LEAST_S = 1.0  # CPU seconds of one turn
 

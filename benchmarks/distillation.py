@@ -36,7 +36,7 @@ def train(config: dict[str, Any], seed: int, runs: Path) -> dict[str, Any]:
         command = [
             sys.executable,
             "-m",
-            "search.cli",
+            "hksd_search.cli",
             "train",
             file.name,
             "--seed",

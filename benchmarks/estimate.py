@@ -38,7 +38,7 @@ Figures = dict[str, float]
 
 def command(*words: str) -> dict[str, Any]:
     """Run `hksd` with these words and return its JSON."""
-    done = subprocess.run([sys.executable, "-m", "search.cli", *words, "--json"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "hksd_search.cli", *words, "--json"], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"hksd {' '.join(words)}: failed\n{done.stderr[-4000:]}")
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -1,6 +1,6 @@
 """What a GPU gives: images per second and the share of its roofline, trials per hour when packed, time to an accuracy.
 
-Three parts, each through the real `hksd.train.fit` with the terms ce + kd + attention_transfer:
+Three parts, each through the real `hksd.fit.fit` with the terms ce + kd + attention_transfer:
 
     steps      training images per second of one student at several batch sizes, in bfloat16, the teacher's knowledge
                cached; beside it the roofline: images per second at the given peak of arithmetic or of memory, whichever
@@ -31,12 +31,14 @@ import common
 import torch
 from torch import nn
 
-from hksd import budget, loop, models, train
 from hksd import data as datasets
-from hksd import teacher as teachers
-from hksd.config import RunConfig, from_tree
+from hksd import fit as train
+from hksd import models
+from hksd.config.run import RunConfig, from_tree
 from hksd.data import DataSet
-from hksd.outcome import EpochReport
+from hksd.models.size import size_of
+from hksd.run.outcome import EpochReport
+from hksd.teacher import prepare as teachers
 
 PARTS = ("steps", "packing", "accuracy")
 ACCESSES = 11  # reads and writes of every convolution's output in a training step whose elementwise parts are fused
@@ -60,8 +62,8 @@ def configuration(options: argparse.Namespace, student: str, seed: int = 0, **kn
 
 def work_of(student: str, data: DataSet, config: RunConfig) -> tuple[float, float]:
     """FLOPs and bytes of a training step per image: the counts behind the roofline."""
-    size = budget.size(config.student, **loop.image_shape(data))
-    network = models.sketch(config.student.spec(), **loop.image_shape(data))
+    size = size_of(config.student.spec(), **data.image_shape)
+    network = models.sketch(config.student.spec(), **data.image_shape)
     outputs: list[int] = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

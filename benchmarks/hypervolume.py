@@ -28,16 +28,15 @@ import common
 import curves
 from scipy.stats import ttest_rel
 
-from hksd import loop
-from hksd.config import StudentConfig, config_hash, from_tree
+from hksd.config.run import StudentConfig, config_hash, from_tree
 from hksd.data import load
 from hksd.schema import build
-from search import space as spaces
-from search.costs import Meter
-from search.searcher import Ledger
-from search.settings import SearchConfig
-from search.space import Space
-from search.stopping import EarlyStopping, grace_epochs, total_epochs
+from hksd_search.ledger import Ledger
+from hksd_search.space import space as spaces
+from hksd_search.space.settings import SearchConfig
+from hksd_search.space.sizes import Meter
+from hksd_search.space.space import Space
+from hksd_search.strategy.stopping import EarlyStopping, grace_epochs, total_epochs
 
 CHANCE = 0.1  # accuracy of a guess among ten classes
 
@@ -63,7 +62,7 @@ class Way:
     """A way to search.
 
     Attributes:
-        sampler: see `search.settings`.
+        sampler: see `hksd_search.space.settings`.
         scheduler: likewise.
         rule: what replaces the scheduler's own comparison: ``accuracy`` looks at that alone, ``neighbours`` at the
             accuracy among students of similar cost; None for nothing.
@@ -98,12 +97,12 @@ class Neighbours:
         self.seen: dict[int, tuple[float, float]] = {}
 
     def enter(self, number: int, epoch: int, accuracy: float, costs: Sequence[float]) -> None:
-        """See `search.stopping.Rule`."""
+        """See `hksd_search.strategy.stopping.Rule`."""
         if epoch == self.rung:
             self.seen[number] = math.log(costs[0]), accuracy
 
     def stops(self, number: int, epoch: int) -> bool:
-        """See `search.stopping.Rule`."""
+        """See `hksd_search.strategy.stopping.Rule`."""
         if epoch != self.rung:
             return False
         cost, accuracy = self.seen[number]
@@ -247,7 +246,7 @@ def main() -> None:
     parser.add_argument("--time", choices=["flops", "epochs"], default="flops", help="what an epoch takes")
     options = parser.parse_args()
     space, table = read(options.curves)
-    options.shape = loop.image_shape(load(space.middle({}).data))
+    options.shape = load(space.middle({}).data).image_shape
     options.scratch = "/dev/shm" if Path("/dev/shm").is_dir() else None
     found = {
         "two objectives": compare(space, table, TWO, ["params"], options),

@@ -8,7 +8,7 @@ forward pass and all of it; every share below is of the forward one, the higher 
 
 All rungs and the ceiling are taken in turns and in one process, so load on the machine meets them alike; figures are
 medians (ceilings: the best). One thread is timed in CPU seconds of the process, more in seconds on the wall. Memory
-that is freed is kept for all of them (`hksd.memory`), torch's defaults included.
+that is freed is kept for all of them (`hksd.device.memory`), torch's defaults included.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from hksd import budget, memory, models
-from hksd.config import StudentConfig
+from hksd import models
+from hksd.config.run import StudentConfig
+from hksd.device import memory
 from hksd.kernels import native
+from hksd.models.size import size_of
 from hksd.provenance import provenance
 
 SHAPE = {"in_channels": 3, "classes": 10, "image_size": 32}
@@ -152,7 +154,7 @@ def measure(names: list[str], threads: int, count: int, batch: int) -> dict[str,
     best = {key: flops / min(seconds[key]) / 1e9 for key, (_, flops) in ceilings.items()}
     rows = []
     for name in names:
-        flops = 3 * budget.size(student_of(name), **SHAPE).flops
+        flops = 3 * size_of(student_of(name).spec(), **SHAPE).flops
         for rung in LADDER:
             each = statistics.median(seconds[f"{name}|{rung.name}"]) / batch
             top = best["bfloat16 forward" if rung.half else "float32 forward"]

@@ -34,14 +34,19 @@ import torch
 from scipy.stats import t
 
 from hksd import data as datasets
-from hksd import evaluate, loop, models, train
-from hksd import teacher as teachers
+from hksd import fit as train
+from hksd import models
 from hksd.attention import HierarchicalAttention
-from hksd.config import RunConfig, dump, from_tree, load
+from hksd.config.run import RunConfig, dump, from_tree, load
 from hksd.data.augment import batches_of
+from hksd.device.device import resolve_device
 from hksd.modes import MODES
-from hksd.objective import Objective
 from hksd.provenance import provenance
+from hksd.run import evaluate
+from hksd.run.evaluate import EVALUATION_BATCH
+from hksd.run.objective import Objective
+from hksd.teacher import prepare as teachers
+from hksd.teacher.teacher import Teacher
 from hksd.terms.base import Setting
 
 PAPER = Path(__file__).resolve().parent.parent / "spaces" / "paper"
@@ -90,12 +95,12 @@ def configuration(options: argparse.Namespace, terms: dict[str, Any], seed: int)
 def accuracy(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """Train once and judge on the test split."""
     config = configuration(options, methods()[name], seed)
-    device = loop.resolve_device(options.device)
+    device = resolve_device(options.device)
     result = train.fit(config, cache_dir=options.runs / "teachers")
     data = datasets.load(config.data)
     test = batches_of(datasets.load_test(config.data), data, config.data, device, augment=False)
     torch.set_num_threads(1)
-    logits, labels = evaluate.predict(result.student.to(device), test.plain(loop.EVALUATION_BATCH))
+    logits, labels = evaluate.predict(result.student.to(device), test.plain(EVALUATION_BATCH))
     return {
         "method": name,
         "seed": seed,
@@ -108,9 +113,9 @@ def accuracy(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any
 def stepper(options: argparse.Namespace, name: str) -> Callable[[], None]:
     """One training step of a method, as the loop does it, on one fixed batch; the teacher is live and untrained."""
     config = configuration(options, methods()[name], 0)
-    device = loop.resolve_device(options.device)
+    device = resolve_device(options.device)
     data = datasets.load(config.data)
-    shape = loop.image_shape(data)
+    shape = data.image_shape
     torch.manual_seed(0)
     student = models.build(options.student, **shape).to(device).train()
     network = models.build(options.teacher, **shape)
@@ -119,7 +124,7 @@ def stepper(options: argparse.Namespace, name: str) -> Callable[[], None]:
     if squeeze is not None:
         spec = squeeze.attention()  # type: ignore[attr-defined]
         attention = HierarchicalAttention(network.shapes, network.shapes.stages, spec).to(device).eval()
-    teacher = teachers.Teacher(network.to(device).eval().requires_grad_(False), attention, 0.0, (), "", False)
+    teacher = Teacher(network.to(device).eval().requires_grad_(False), attention, 0.0, (), "", False)
     objective = Objective(config.terms, student.shapes, network.shapes, config.train.epochs)
     objective.meet(Setting(torch.from_numpy(data.train.labels.copy()), network))
     objective.to(device)
@@ -146,7 +151,7 @@ def memory(options: argparse.Namespace, name: str) -> float:
     """Peak memory in MiB that training steps add: of the process on a CPU, of torch's allocator on a GPU."""
     torch.set_num_threads(1)
     step = stepper(options, name)
-    device = loop.resolve_device(options.device)
+    device = resolve_device(options.device)
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # lets the peak begin anew
     if device.type == "cuda":
@@ -168,7 +173,7 @@ def costs(options: argparse.Namespace, names: list[str]) -> dict[str, dict[str, 
     """Median time per step in ms, interleaved over all methods in one process; memory in a process each."""
     context = multiprocessing.get_context("spawn")
     torch.set_num_threads(1)
-    device = loop.resolve_device(options.device)
+    device = resolve_device(options.device)
     steps = {name: stepper(options, name) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(COST_ROUNDS + 1):

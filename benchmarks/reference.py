@@ -4,7 +4,7 @@ Images are PIL pictures that pass through torchvision's transforms one by one, a
 runs beside the student in float32, losses are plain tensor operations, and loss, top-1 and top-5 are read at every
 step. The networks are the same classes as everywhere here, with the same weights, in PyTorch's own memory format; run
 it in a process with ``HKSD_KERNELS=0`` (`common.STOCK`), so that nothing in them is replaced. The run configuration is
-that of `hksd.train.fit`, so both sides share one recipe: SGD, cosine schedule by steps, crops and flips.
+that of `hksd.fit.fit`, so both sides share one recipe: SGD, cosine schedule by steps, crops and flips.
 
     HKSD_KERNELS=0 python benchmarks/reference.py CONFIG.yaml [--workers 8]
 """
@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from hksd import data as datasets
 from hksd import models
 from hksd.attention import HierarchicalAttention
-from hksd.config import RunConfig, load
+from hksd.config.run import RunConfig, load
 from hksd.data import DataSet, Split
-from hksd.data.torchvision_guard import import_datasets
-from hksd.memory import lay_out
+from hksd.device.memory import lay_out
 from hksd.models.taps import Out, TappedNet
+from hksd.torchvision_guard import import_datasets
 
 import_datasets()  # torchvision loads after this, whatever build it is
 from torchvision import transforms  # noqa: E402

@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 from common import paired, save, summary
 
-from hksd.config import RunConfig, canonical, config_hash, flatten
-from search import space as spaces
-from search.costs import Meter, check_feasible
-from search.ranges import Range
-from search.searcher import Ledger
-from search.space import Space
+from hksd.config.run import RunConfig, canonical, config_hash, flatten
+from hksd_search.ledger import Ledger
+from hksd_search.space import space as spaces
+from hksd_search.space.ranges import Range
+from hksd_search.space.sizes import Meter, check_feasible
+from hksd_search.space.space import Space
 
 NOISE = 0.004  # standard deviation over seeds of training, about what the digits and CIFAR-10 show
 SHAPES = {

@@ -30,19 +30,23 @@ from typing import Any
 from rich.console import Console
 
 from hksd import data as datasets
-from hksd import loop, models, weights
-from hksd.config import from_tree
-from hksd.outcome import EpochReport
+from hksd import models
+from hksd.config.run import from_tree
+from hksd.fit import WEIGHTS_FILE
+from hksd.models import weights
 from hksd.provenance import provenance
-from hksd.train import WEIGHTS_FILE
-from search import ray_env, tracking
-from search import space as spaces
-from search.console import Display
-from search.costs import Meter, check_feasible
-from search.records import trial_folder
-from search.report.report import table_csv
-from search.results import FACTS_FILE, counts, export_trial, open_search
-from search.searcher import Events, Ledger
+from hksd.run.outcome import EpochReport
+from hksd_search.backend import connect as ray_env
+from hksd_search.backend.connect import start_ray, stop_ray
+from hksd_search.console import Display
+from hksd_search.export import export_trial
+from hksd_search.ledger import Events, Ledger
+from hksd_search.report.report import table_csv
+from hksd_search.space import space as spaces
+from hksd_search.space.sizes import Meter, check_feasible
+from hksd_search.study.reading import FACTS_FILE, counts, open_search
+from hksd_search.study.records import trial_folder
+from hksd_search.tracking import tracker as tracking
 
 NAME = "scale"
 
@@ -105,7 +109,7 @@ def size_of(path: Path) -> int:
 def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[str, Any]:
     """Run one search without training and say what it cost."""
     ray_env.prepare(None)
-    from search import tuning
+    from hksd_search.backend import tuning
 
     runs = Path(keep or tempfile.mkdtemp(prefix="hksd-scale-"))
     folder = runs / NAME
@@ -113,7 +117,7 @@ def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[s
     settings = [f"search.trials={trials}", f"search.sampler={sampler}", "search.scheduler=none", "train.epochs=1"]
     space = spaces.load("quickstart", [*settings, "terms.adversarial.warmup_epochs=0", "train.device=cpu"])
     data = datasets.load(space.middle({}).data)
-    meter = Meter(loop.image_shape(data))
+    meter = Meter(data.image_shape)
     largest = check_feasible(space, meter)
     (folder / FACTS_FILE).write_text(json.dumps({"name": NAME, "minimize": []}))
     ends: list[float] = []
@@ -128,7 +132,7 @@ def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[s
         )
         ledger = Ledger(space, folder.resolve(), meter, largest, events)
         begin = time.perf_counter()
-        tuning.start_ray(None)
+        start_ray(None)
         ray_s = time.perf_counter() - begin
         concurrent_trials = tuning.concurrent_trials(space, 0.0)
         mine, everybody = processor_seconds()
@@ -142,7 +146,7 @@ def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[s
         assert best is not None
         if export:
             config = from_tree(best.config or {})
-            student = models.make(config.student.spec(), **loop.image_shape(data))
+            student = models.make(config.student.spec(), **data.image_shape)
             weights.save(trial_folder(folder, best.number) / WEIGHTS_FILE, student, {})
             export_trial(found, data=data)
         tracker.end_search("FINISHED", {}, {}, {})
@@ -150,8 +154,8 @@ def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[s
         end = time.perf_counter()
         mine = processor_seconds()[0] - mine
         memory = resident_mib()
-        tuning.stop_ray()
-    words = [sys.executable, "-m", "search.cli", "status", NAME, "--runs", str(runs)]
+        stop_ray()
+    words = [sys.executable, "-m", "hksd_search.cli", "status", NAME, "--runs", str(runs)]
     asked = time.perf_counter()
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     status_s = time.perf_counter() - asked

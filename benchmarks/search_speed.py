@@ -42,8 +42,8 @@ Trial = dict[str, Any]  # val_accuracy, complete, device_s, ended (time since th
 def prepare(name: str, overrides: list[str], runs: str) -> float:
     """Train the teacher of a space, or find it; returns its validation accuracy."""
     from hksd import data as datasets
-    from hksd import teacher as teachers
-    from search import space as spaces
+    from hksd.teacher import prepare as teachers
+    from hksd_search.space import space as spaces
 
     middle = spaces.load(name, overrides).middle({})
     return teachers.prepare(middle, datasets.load(middle.data), cache_dir=Path(runs) / "teachers").accuracy
@@ -55,7 +55,7 @@ def run(side: str, options: argparse.Namespace, seed: int, runs: Path) -> tuple[
     for override in [*NO_LIMITS, *options.set, f"search.seed={seed}"]:
         words += ["--set", override]
     if side == "hksd":
-        command = [sys.executable, "-m", "search.cli", "search", options.space, "--name", "one", "--json", *words]
+        command = [sys.executable, "-m", "hksd_search.cli", "search", options.space, "--name", "one", "--json", *words]
         environment = dict(os.environ)
     else:
         script = str(HERE / "stock_search.py")
@@ -74,12 +74,12 @@ def recorded(folder: Path) -> list[Trial]:
     """The trials in the study of `hksd search`."""
     import optuna
 
-    from search.records import STUDY_NAME, open_storage, record
+    from hksd_search.study.records import STUDY_NAME, open_storage, record_of
 
     study = optuna.load_study(study_name=STUDY_NAME, storage=open_storage(folder))
     found = []
     for trial in study.get_trials(deepcopy=False):
-        entry = record(trial)
+        entry = record_of(trial)
         if entry.status in ("complete", "pruned") and trial.datetime_complete is not None:
             found.append(
                 {

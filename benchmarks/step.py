@@ -6,7 +6,7 @@ number of threads. Sides:
 
     reference              the plain loop, images made in its own process
     reference, 8 workers   the same with the usual DataLoader workers
-    float32, live          hksd.train.fit, the teacher run at every step
+    float32, live          hksd.fit.fit, the teacher run at every step
     bfloat16, live         the same in bfloat16 where the processor has it (train.precision: auto)
     cached                 the same with the teacher's knowledge read, not computed; building it is measured by itself
 
@@ -33,7 +33,7 @@ from common import STOCK, Sample, Side, Turns
 
 from hksd import data as datasets
 from hksd import models
-from hksd.config import RunConfig, from_tree
+from hksd.config.run import RunConfig, from_tree
 from hksd.data import DataSet, Split
 from hksd.models.taps import TappedNet
 
@@ -117,13 +117,14 @@ def plain(turns: Turns, tree: dict[str, Any], root: str | None, weights: str, wo
 
 def ours(turns: Turns, tree: dict[str, Any], root: str | None, weights: str, cache_dir: str) -> None:
     """hksd's side; what it imports stays out of the reference's process."""
-    from hksd import loop, memory, train
-    from hksd.outcome import EpochReport
-    from hksd.teacher import Teacher
+    from hksd import fit as train
+    from hksd.device import memory
+    from hksd.run.outcome import EpochReport
+    from hksd.teacher.teacher import Teacher
 
     config = from_tree(tree)
     data = images_of(config, root)
-    network = models.make(config.teacher.spec(), **loop.image_shape(data))  # type: ignore[union-attr]
+    network = models.make(config.teacher.spec(), **data.image_shape)  # type: ignore[union-attr]
     network.load_state_dict(torch.load(weights, weights_only=True))
     memory.lay_out(network, torch.channels_last)
     teacher = Teacher(network.eval().requires_grad_(False), None, 0.0, (), "untrained", True)

@@ -37,16 +37,16 @@ from reference import Reference
 from torch import Tensor, nn
 
 from hksd import data as datasets
-from hksd import teacher as teachers
-from hksd.config import RunConfig
+from hksd.config.run import RunConfig
 from hksd.data import DataSet
 from hksd.models.taps import Out, TappedNet
-from hksd.objective import Objective
-from hksd.teacher import Teacher
+from hksd.run.objective import Objective
+from hksd.teacher import prepare as teachers
+from hksd.teacher.teacher import Teacher
 from hksd.terms.base import Setting
-from search import space as spaces
-from search.space import Space
-from search.stopping import grace_epochs
+from hksd_search.space import space as spaces
+from hksd_search.space.space import Space
+from hksd_search.strategy.stopping import grace_epochs
 
 EXPERIMENT = "stock"
 

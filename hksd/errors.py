@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+KeyPath = tuple[str | int, ...]  # ("student", "model", "choice", 1)
 
 
 class UserError(ValueError):
@@ -23,7 +26,7 @@ class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
 class Problem:
     """One fault of a configuration: where (key path) and what."""
 
-    path: tuple[str | int, ...]
+    path: KeyPath
     message: str
     line: int | None = None
 
@@ -88,3 +91,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """Say that `name` is no known `kind`, with the nearest name and all known ones."""
     known = list(known)
     return f"unknown {kind} '{name}'{nearest(name, known)} (known: {', '.join(known)})"
+
+
+def describe(value: Any) -> str:
+    """Show a wrong value in a message, shortened."""
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

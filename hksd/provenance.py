@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from hksd.checkpoint import write_atomically
-from hksd.config import RunConfig, config_hash
+from hksd.config.run import RunConfig, config_hash
 from hksd.data import DataSet
+from hksd.files import write_atomically
 from hksd.kernels import native
 
 FILE = "provenance.json"

@@ -22,7 +22,7 @@ from hypothesis import Phase, settings
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from hksd.config import RunConfig, from_tree
+from hksd.config.run import RunConfig, from_tree
 from hksd.data import DataSet, Split
 from hksd.models.taps import Out, TapShapes
 
@@ -164,7 +164,7 @@ def child() -> Callable[..., subprocess.Popen[str]]:
     def start(
         code: str, *arguments: object, cwd: Path | None = None, flags: Sequence[str] = ()
     ) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [sys.executable, *flags, "-c", code, *map(str, arguments)],
             cwd=cwd,

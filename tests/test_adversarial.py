@@ -12,17 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from hksd.attention import HierarchicalAttention, join
-from hksd.config import Terms
+from hksd.config.run import Terms
 from hksd.errors import ConfigError
 from hksd.models.taps import Out, TapShapes
-from hksd.objective import Objective
-from hksd.terms.adversarial import (
-    Adversarial,
-    AdversarialConfig,
-    Discriminator,
-    discriminator_loss,
-    generator_loss,
-)
+from hksd.run.objective import Objective
+from hksd.terms.adversarial import Adversarial, AdversarialConfig, Discriminator, discriminator_loss, generator_loss
 from hksd.terms.ce import CrossEntropyConfig
 from hksd.terms.squeeze import SqueezeConfig
 

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from hksd.config import RunConfig
+from hksd.config.run import RunConfig
 from hksd.data import DataSet
 from hksd.data.augment import batches_of
 from hksd.models.taps import Out, TapShapes
-from hksd.objective import Objective
+from hksd.run.objective import Objective
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 FACTS = {"command", "versions", "hardware", "git", "load_average"}
@@ -57,7 +57,7 @@ def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 
 def start(file: str, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(BENCHMARKS / file), *options]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from hksd import checkpoint
-from hksd.config import RunConfig, config_hash, dump, from_tree, history_hash
+from hksd.config.run import RunConfig, config_hash, dump, from_tree, history_hash
 from hksd.data import DataSet
 from hksd.errors import ConfigError, UserError
-from hksd.outcome import Result
-from hksd.train import fit
+from hksd.fit import fit
+from hksd.run import checkpoint
+from hksd.run.outcome import Result
 
 Make = Callable[..., Any]
 EPOCHS = 4

@@ -23,18 +23,16 @@ import yaml
 from PIL import Image
 
 from hksd import data as datasets
-from hksd import loop
-from hksd.config import from_tree
-from hksd.train import fit
-from hksd.weights import read
-from search import cli
-from search import space as spaces
-from search.costs import Meter, check_feasible
-from search.records import read_records, trial_folder
-from search.results import FACTS_FILE
-from search.searcher import Ledger
+from hksd.config.run import from_tree
+from hksd.fit import fit
+from hksd.models.weights import read
+from hksd_search import cli
+from hksd_search.ledger import Ledger
+from hksd_search.space import space as spaces
+from hksd_search.space.sizes import Meter, check_feasible
+from hksd_search.study.reading import FACTS_FILE
+from hksd_search.study.records import read_records, trial_folder
 
-ROOT = Path(cli.__file__).resolve().parent.parent
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 RUN: dict[str, Any] = {
     "data": {"name": "digits", "limit": 200, "validation": 0.25},
@@ -99,9 +97,9 @@ def hksd(*words: object) -> Said:
     return Said(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
-def start(*words: object, cwd: Path | None = None, module: str = "search.cli") -> subprocess.Popen[str]:
+def start(*words: object, cwd: Path | None = None, module: str = "hksd_search.cli") -> subprocess.Popen[str]:
     """Start the command as a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, words)],
         cwd=cwd,
@@ -151,7 +149,7 @@ def runs(files: Path) -> Path:
     folder.mkdir(parents=True)
     space = spaces.load(str(files / "space.yaml"))
     data = datasets.load(from_tree(RUN).data)
-    shape = loop.image_shape(data)
+    shape = data.image_shape
     ledger = Ledger(space, folder, Meter(shape), check_feasible(space, Meter(shape)))
     first, second, third = (ledger.next() for _ in range(3))
     assert first is not None
@@ -212,15 +210,13 @@ def test_the_commands_of_the_design_are_there_and_each_is_described() -> None:
 def test_help_answers_without_loading_what_is_heavy() -> None:
     code = (
         "import sys; sys.argv = ['hksd', '--help']\n"
-        "from search.cli import main\n"
+        "from hksd_search.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'ray', 'optuna', 'mlflow', 'pandas', 'sklearn', 'pydantic'} & set(sys.modules)\n"
         "sys.exit(str(sorted(heavy)) if heavy else 0)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

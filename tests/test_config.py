@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
-from hksd.changes import Values
-from hksd.config import (
+from hksd.config.changes import Values
+from hksd.config.run import (
     DataConfig,
     RunConfig,
     Terms,
@@ -32,8 +32,9 @@ from hksd.config import (
 )
 from hksd.errors import ConfigError, UserError, key_path
 from hksd.models import MODELS
-from hksd.schema import Section, parse_yaml
+from hksd.schema import Section
 from hksd.terms import TERMS
+from hksd.yaml import parse_yaml
 
 Make = Callable[..., Any]
 ALL_TERMS: dict[str, Any] = {name: {} for name in TERMS}

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hksd import memory, models
+from hksd import models
+from hksd.device import memory
 from hksd.kernels import conv as convolution
 from hksd.kernels import convolve
 

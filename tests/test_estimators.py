@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from hksd import teacher as teachers
-from hksd.config import RunConfig, config_hash
+from hksd.config.run import RunConfig, config_hash
 from hksd.data import DataSet
 from hksd.errors import ConfigError
-from hksd.teacher import Teacher
-from hksd.train import fit
+from hksd.fit import fit
+from hksd.teacher import prepare as teachers
+from hksd.teacher.teacher import Teacher
 
 Make = Callable[..., RunConfig]
 

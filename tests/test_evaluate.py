@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hksd.data.augment import Batch
-from hksd.evaluate import accuracy, agreement, predict, score
+from hksd.run.evaluate import accuracy, agreement, predict, score
 
 # Probabilities of the first of two classes; answers 0, 0, 0, 1.
 PROBABILITIES = [0.92, 0.92, 0.62, 0.38]

@@ -15,15 +15,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from hksd import export as exporting
-from hksd import models, onnx_export, weights
-from hksd.config import RunConfig, load
+from hksd import models
+from hksd.config.run import RunConfig, load
 from hksd.data import DataSet
+from hksd.deploy import export as exporting
+from hksd.deploy import onnx as onnx_export
+from hksd.deploy.export import Deployed, Row, export
 from hksd.errors import RunError, UserError
-from hksd.export import Deployed, Row, export
+from hksd.fit import fit, student_metadata
+from hksd.models import weights
 from hksd.models.taps import TappedNet
-from hksd.outcome import Result
-from hksd.train import fit, student_metadata
+from hksd.run.outcome import Result
 
 Make = Callable[..., Any]
 TERMS: dict[str, Any] = {

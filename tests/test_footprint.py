@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hksd import budget, models
-from hksd.config import StudentConfig
-from hksd.footprint import Activations, weight_bytes
+from hksd import models
+from hksd.config.run import StudentConfig
+from hksd.models.footprint import Activations, weight_bytes
+from hksd.models.size import size_of
 
 FLOAT = 4
 IMAGE, MAP, LOGITS = 16, 32, 3  # numbers: 1x4x4, 2x4x4, 3
@@ -84,7 +85,7 @@ def test_weights_that_are_shared_and_counters_count_once_and_not_at_all() -> Non
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "cifar_mobilenet_v2", "cifar_shufflenet_v1"])
 def test_the_peak_memory_of_a_network_rises_with_its_width_and_holds_its_weights(name: str) -> None:
     image = {"in_channels": 3, "classes": 10, "image_size": 32}
-    sizes = [budget.size(StudentConfig(model=name, width=width), **image) for width in (0.25, 0.5, 1.0, 2.0)]
+    sizes = [size_of(StudentConfig(model=name, width=width).spec(), **image) for width in (0.25, 0.5, 1.0, 2.0)]
     memory = [size.peak_memory for size in sizes]
     assert sorted(set(memory)) == memory
     assert all(FLOAT * size.params < size.peak_memory for size in sizes)
@@ -92,7 +93,7 @@ def test_the_peak_memory_of_a_network_rises_with_its_width_and_holds_its_weights
 
 
 def test_a_network_costs_the_same_memory_on_the_meta_device_as_on_the_cpu() -> None:
-    size = budget.size(StudentConfig(model="resnet14", width=0.5), in_channels=3, classes=10, image_size=32)
+    size = size_of(StudentConfig(model="resnet14", width=0.5).spec(), in_channels=3, classes=10, image_size=32)
     network = models.build("resnet14", in_channels=3, classes=10, width=0.5).eval()
     with torch.no_grad(), Activations((*network.parameters(), *network.buffers())) as activations:
         logits = network(torch.zeros(1, 3, 32, 32))

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hksd import memory, models
+from hksd import models
+from hksd.device import memory
 from hksd.kernels import Layers, branch, native, norm_act
 from hksd.kernels import norm as normalisation
 from hksd.kernels.maps import aligned, average, blend, compare, energy

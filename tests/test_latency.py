@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hksd import latency, models, onnx_export
+from hksd import models
+from hksd.deploy import latency
+from hksd.deploy import onnx as onnx_export
+from hksd.deploy.export import Deployed
+from hksd.deploy.latency import BLOCK, OVERSAMPLING, least_disturbed
 from hksd.errors import RunError
-from hksd.export import Deployed
-from hksd.latency import BLOCK, OVERSAMPLING, least_disturbed
 from hksd.models import NetworkSpec
 
 IMAGE = {"in_channels": 3, "classes": 10, "image_size": 16}

@@ -22,14 +22,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hksd import budget, checkpoint, evaluate, loop, provenance, train, weights
-from hksd.config import RunConfig, config_hash, load
+from hksd import fit as train
+from hksd import provenance
+from hksd.config.run import RunConfig, config_hash, load
+from hksd.config.train import TrainConfig, learning_rate
 from hksd.data import DataSet, Split
 from hksd.data.augment import Batches, views
+from hksd.device.device import resolve_device
 from hksd.errors import NonFiniteLossError, RunError, UserError
-from hksd.outcome import EpochReport, Result
-from hksd.train import fit
-from hksd.training import TrainConfig, learning_rate
+from hksd.fit import fit
+from hksd.models import weights
+from hksd.models.size import size_of
+from hksd.run import checkpoint, evaluate, loop
+from hksd.run.outcome import EpochReport, Result
 
 Make = Callable[..., Any]
 EPOCHS = 4
@@ -591,7 +596,7 @@ def test_the_size_of_a_student_has_nothing_of_what_only_training_needs(
     whole: Result, config: RunConfig, digits: DataSet
 ) -> None:
     count = sum(parameter.numel() for parameter in whole.student.parameters())
-    assert budget.size(config.student, **loop.image_shape(digits)).params == count
+    assert size_of(config.student.spec(), **digits.image_shape).params == count
 
 
 def test_a_finished_run_leaves_its_configuration_weights_and_result_and_a_stopped_one_its_checkpoints(
@@ -761,9 +766,9 @@ def test_the_optimiser_gets_the_rate_of_the_schedule_at_every_step(
 
 def test_a_gpu_that_is_not_there_is_a_users_error_with_a_cure() -> None:
     with pytest.raises(UserError, match=r"cuda:99: this machine has \d+ CUDA.*auto or cpu"):
-        loop.resolve_device("cuda:99")
-    assert loop.resolve_device("cpu").type == "cpu"
-    assert loop.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+        resolve_device("cuda:99")
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_the_norm_of_the_gradient_is_clipped(make_config: Make, digits: DataSet) -> None:

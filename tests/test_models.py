@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hksd import budget, models
-from hksd.config import StudentConfig, TeacherConfig
+from hksd import models
+from hksd.config.run import StudentConfig, TeacherConfig
 from hksd.models import MODELS
+from hksd.models.size import size_of
 from hksd.models.taps import TappedNet
 
 CIFAR = {"in_channels": 3, "classes": 10, "image_size": 32}
@@ -32,7 +33,7 @@ def count(network: TappedNet) -> int:
 
 @pytest.mark.parametrize("name", list(KNOWN))
 def test_a_network_has_the_size_that_its_name_stands_for(name: str) -> None:
-    size = budget.size(StudentConfig(model=name), **CIFAR)
+    size = size_of(StudentConfig(model=name).spec(), **CIFAR)
     assert (size.params, size.flops) == KNOWN[name]
     assert size.mflops == KNOWN[name][1] / 1e6
 
@@ -42,7 +43,7 @@ def test_every_network_has_the_size_of_the_reference_table(vectors: Path) -> Non
     assert len({row["model"] for row in rows}) == 22
     for row in rows:
         name = IN_THE_TABLE.get(row["model"], row["model"])
-        size = budget.size(StudentConfig(model=name), in_channels=3, classes=row["classes"], image_size=32)
+        size = size_of(StudentConfig(model=name).spec(), in_channels=3, classes=row["classes"], image_size=32)
         assert (size.params, size.flops) == (row["params"], row["flops_2mac_32x32"]), row
 
 
@@ -67,12 +68,12 @@ def test_the_size_known_before_training_is_the_size_of_the_network(
     network = models.build(
         "resnet14", in_channels=channels, classes=7, width=width, descriptor=descriptor, image_size=8
     )
-    assert budget.size(config, in_channels=channels, classes=7, image_size=8).params == count(network)
+    assert size_of(config.spec(), in_channels=channels, classes=7, image_size=8).params == count(network)
 
 
 def test_the_size_counts_what_is_given_and_nothing_of_an_earlier_call() -> None:
     sizes = [
-        budget.size(StudentConfig(model="resnet8"), in_channels=channels, classes=classes, image_size=pixels)
+        size_of(StudentConfig(model="resnet8").spec(), in_channels=channels, classes=classes, image_size=pixels)
         for channels, classes, pixels in ((3, 10, 32), (1, 10, 32), (3, 100, 32), (3, 10, 16), (3, 10, 32))
     ]
     assert sizes[0] == sizes[4]
@@ -104,7 +105,7 @@ def test_the_width_multiplies_every_stage_and_leaves_at_least_one_channel(
 
 
 def test_half_the_width_has_about_a_quarter_of_the_size() -> None:
-    whole, half = (budget.size(StudentConfig(model="resnet20", width=width), **CIFAR) for width in (1.0, 0.5))
+    whole, half = (size_of(StudentConfig(model="resnet20", width=width).spec(), **CIFAR) for width in (1.0, 0.5))
     assert 3.8 < whole.params / half.params < 4.0
     assert 3.7 < whole.flops / half.flops < 4.0
 
@@ -112,8 +113,8 @@ def test_half_the_width_has_about_a_quarter_of_the_size() -> None:
 def test_a_descriptor_adds_its_projection_and_the_wider_classifier_to_what_is_counted() -> None:
     for classes in (10, 100):
         shape = {"in_channels": 3, "classes": classes, "image_size": 32}
-        plain = budget.size(StudentConfig(model="resnet20"), **shape)
-        with_descriptor = budget.size(StudentConfig(model="resnet20", descriptor_dim=128), **shape)
+        plain = size_of(StudentConfig(model="resnet20").spec(), **shape)
+        with_descriptor = size_of(StudentConfig(model="resnet20", descriptor_dim=128).spec(), **shape)
         assert with_descriptor.params - plain.params == 64 * 128 + 64 * classes
         assert with_descriptor.flops - plain.flops == 2 * (64 * 128 + 64 * classes)
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hksd import memory, models, precision
-from hksd.config import config_hash
+from hksd import models
+from hksd.config.run import config_hash
 from hksd.data import DataSet
+from hksd.device import memory, precision
+from hksd.device.precision import Precision
 from hksd.errors import UserError
+from hksd.fit import fit
 from hksd.models.taps import Out
-from hksd.precision import Precision
-from hksd.train import fit
 from tests.conformance.test_terms import Case, MakeTaps, every_form, leaves
 
 Make = Callable[..., Any]

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from hksd import provenance
-from hksd.config import config_hash
+from hksd.config.run import config_hash
 from hksd.data import DataSet
-from hksd.train import fit
+from hksd.fit import fit
 
 Make = Callable[..., Any]
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from hksd.config import RunConfig
+from hksd.config.run import RunConfig
 from hksd.errors import (
     ConfigError,
     DataError,
@@ -25,8 +25,9 @@ from hksd.errors import (
     nearest,
     unknown,
 )
-from hksd.schema import Section, allowed_keys, apply_overrides, check, knobs, parse_yaml, read_yaml
+from hksd.schema import Section, allowed_keys, check, knobs
 from hksd.terms import TERMS
+from hksd.yaml import apply_overrides, parse_yaml, read_yaml
 
 
 def faults(text: str) -> ConfigError:

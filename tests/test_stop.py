@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from hksd import checkpoint, train
-from hksd.config import RunConfig
+from hksd import fit as train
+from hksd.config.run import RunConfig
 from hksd.data import DataSet
 from hksd.errors import RunError
-from hksd.outcome import EpochReport, Result
-from hksd.train import fit
+from hksd.fit import fit
+from hksd.run import checkpoint
+from hksd.run.outcome import EpochReport, Result
 
 Make = Callable[..., Any]
 EPOCHS = 3

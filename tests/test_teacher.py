@@ -17,12 +17,15 @@ import pytest
 import torch
 from torch import nn
 
-from hksd import checkpoint, models, weights
-from hksd.config import RunConfig
+from hksd import models
+from hksd.config.run import RunConfig
 from hksd.data import DataSet
 from hksd.errors import NonFiniteLossError, RunError, UserError
-from hksd.teacher import Teacher, prepare
-from hksd.train import fit
+from hksd.fit import fit
+from hksd.models import weights
+from hksd.run import checkpoint
+from hksd.teacher.prepare import prepare
+from hksd.teacher.teacher import Teacher
 
 Make = Callable[..., Any]
 SQUEEZE: dict[str, Any] = {"ce": {}, "squeeze": {}}

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hksd.config import Terms
+from hksd.config.run import Terms
 from hksd.models.taps import Out
-from hksd.objective import Objective
+from hksd.run.objective import Objective
 from hksd.terms.ce import CrossEntropyConfig
 from hksd.terms.kd import DistillationConfig, kd_loss
 from hksd.terms.logits import LogitsConfig, logits_loss

@@ -74,3 +74,8 @@ class DataSet:
     def channels(self) -> int:
         """1 (gray) or 3 (RGB)."""
         return self.train.channels
+
+    @property
+    def image_shape(self) -> dict[str, int]:
+        """What networks and costs need to know of the images, as keyword arguments."""
+        return {"in_channels": self.channels, "classes": len(self.classes), "image_size": self.image_size}

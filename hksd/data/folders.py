@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hksd.data.files import Files
 from hksd.data.raw import TEST_NAMES, FileState, Pictures, RawSet, Source, open_file, some
 from hksd.data.splits import Rows
-from hksd.data.stream import Files
 from hksd.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hksd.data.raw import FileState, RawSet, Source, array_pictures, states_of
-from hksd.data.torchvision_guard import import_datasets
 from hksd.errors import DataError
+from hksd.torchvision_guard import import_datasets
 
 Arrays = tuple[NDArray[np.uint8], Any, tuple[str, ...]]  # images (N, H, W) or (N, H, W, 3), labels (N,), class names
 

@@ -23,7 +23,7 @@ from hksd.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hksd.data.stream import Files
+    from hksd.data.files import Files
 
 Pictures = Iterator[tuple[str, "Image"]]
 GRAY_MODES = frozenset({"1", "L"})

@@ -6,7 +6,6 @@ on the image and its view alone, never on the number of threads.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hksd.data.files import Files
 from hksd.data.raw import Form, open_file
 from hksd.data.splits import Rows
 
@@ -28,49 +28,6 @@ CHUNK = 8  # images of one task; a task of one image would spend more on its que
 
 # (name for messages, opened picture, row of the split) -> pixels (size, size, channels)
 Cut = Callable[[str, "Image", int], NDArray[np.uint8]]
-
-
-@dataclass(frozen=True)
-class Files:
-    """Many files below one folder.
-
-    Names are packed into two arrays: a million of them then travel between processes without a copy.
-
-    Attributes:
-        root: the folder.
-        text: (bytes of all names,), uint8, one name after the other, relative to the folder.
-        ends: (N,), int64, where each name ends in `text`.
-        sizes: (N,), int64, bytes of each file.
-    """
-
-    root: str
-    text: NDArray[np.uint8]
-    ends: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, root: str, found: Iterable[tuple[str, int]]) -> Files:
-        """Pack names (relative to `root`) and sizes."""
-        pairs = [(os.fsencode(name), size) for name, size in found]
-        ends = np.cumsum([len(name) for name, _ in pairs], dtype=np.int64)
-        text = np.frombuffer(b"".join(name for name, _ in pairs), np.uint8)
-        return cls(root, text, ends, np.array([size for _, size in pairs], np.int64))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def name(self, row: int) -> str:
-        """Name of a file relative to the folder."""
-        start = self.ends[row - 1] if row else 0
-        return os.fsdecode(self.text[start : self.ends[row]].tobytes())
-
-    def path(self, row: int) -> str:
-        """Name of a file with its folder."""
-        return os.path.join(self.root, self.name(row))  # noqa: PTH118  # a million Path objects are slow
-
-    def select(self, rows: Rows) -> Files:
-        """Only the files `rows` (M,), in that order."""
-        return Files.of(self.root, ((self.name(row), int(self.sizes[row])) for row in rows.tolist()))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+Grids = Sequence[tuple[int, int]]  # height and width of each stage's maps
+
 
 @dataclass(frozen=True)
 class TapShapes:

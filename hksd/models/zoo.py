@@ -68,7 +68,7 @@ ZOO: dict[str, ZooEntry] = {
 
 
 def _torchvision() -> ModuleType:
-    from hksd.data.torchvision_guard import import_models
+    from hksd.torchvision_guard import import_models
 
     try:
         with torch.device("cpu"):  # what a module keeps must not land on the meta device of a first look

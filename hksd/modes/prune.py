@@ -4,7 +4,7 @@ After Lee and Lee 2021, Appl. Sci. 11(3) 1093 (CONFIRMED: pruning and distillati
 gradient steps). RECONSTRUCTED: ``w <- soft(w - eta g, eta lambda)`` with ``soft(v, k) = sign(v) max(|v| - k, 0)``; per
 filter the block form on its norm, scaled by the square root of its size (group lasso, Yuan and Lin 2006).
 
-Pruned weights are zeros in the same dense network: its parameters and FLOPs as counted by `hksd.budget` stay, the
+Pruned weights are zeros in the same dense network: its parameters and FLOPs as counted by `hksd.models.size` stay, the
 number of non-zero weights is reported beside them.
 """
 

@@ -26,15 +26,7 @@ from torch.func import functional_call
 
 from hksd.attention import HierarchicalAttention, join
 from hksd.models.taps import Out, TapShapes
-from hksd.terms.base import (
-    NeedsByKnob,
-    OffFraction,
-    Term,
-    TermConfig,
-    WarmupEpochs,
-    Weight,
-    require_teacher,
-)
+from hksd.terms.base import NeedsByKnob, OffFraction, Term, TermConfig, WarmupEpochs, Weight, require_teacher
 from hksd.terms.squeeze import Squeeze, SqueezeConfig, descriptor_size
 
 Game = Literal["nonsaturating", "hinge", "least_squares"]

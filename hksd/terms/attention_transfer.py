@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from hksd.kernels import energy
-from hksd.models.taps import Out, TapShapes
-from hksd.terms.base import Digest, Grids, Stages, Term, TermConfig, Weight, pair_stages, require_teacher
+from hksd.models.taps import Grids, Out, TapShapes
+from hksd.terms.base import Digest, Stages, Term, TermConfig, Weight, pair_stages, require_teacher
 from hksd.terms.maps import HALF, unit
 
 

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from hksd.errors import UserError
-from hksd.models.taps import Out, TappedNet, TapShapes
+from hksd.models.taps import Grids, Out, TappedNet, TapShapes
 from hksd.schema import Section
 
 Weight = Annotated[
@@ -66,9 +66,6 @@ class Digest:
 
     name: str
     make: Callable[[Out], Sequence[Tensor]]
-
-
-Grids = Sequence[tuple[int, int]]  # height and width of each stage's maps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from hksd.errors import UserError
-from hksd.models.taps import Out, TapShapes
-from hksd.terms.base import Digest, Grids, Stages, Term, TermConfig, pair_stages, require_teacher
+from hksd.models.taps import Grids, Out, TapShapes
+from hksd.terms.base import Digest, Stages, Term, TermConfig, pair_stages, require_teacher
 from hksd.terms.maps import adaptor, full_precision, same_grid
 
 DIGEST = "flows"

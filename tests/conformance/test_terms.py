@@ -14,10 +14,10 @@ from torch import Tensor
 
 from hksd import models
 from hksd.attention import HierarchicalAttention
-from hksd.config import Terms
+from hksd.config.run import Terms
 from hksd.models.taps import Out, TapShapes
-from hksd.objective import Objective
-from hksd.teacher import Teacher
+from hksd.run.objective import Objective
+from hksd.teacher.teacher import Teacher
 from hksd.terms import TERMS, Term, TermConfig
 from hksd.terms.base import Setting
 from hksd.terms.squeeze import SqueezeConfig

@@ -16,9 +16,9 @@ from scipy.io import savemat
 from hksd import data
 from hksd.data.distort import LEVELS, distorted
 from hksd.data.settings import DataConfig
-from hksd.data.torchvision_guard import import_datasets
 from hksd.errors import DataError
-from search.catalogue import DATASETS
+from hksd.torchvision_guard import import_datasets
+from hksd_search.commands.methods import DATASETS
 
 
 def settings(name: str, root: Path, **knobs) -> DataConfig:

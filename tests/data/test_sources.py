@@ -23,8 +23,8 @@ from PIL import Image
 from hksd import data
 from hksd.data.settings import DataConfig
 from hksd.data.sources import find_source
-from hksd.data.torchvision_guard import import_datasets
 from hksd.errors import DataError
+from hksd.torchvision_guard import import_datasets
 
 SIZE = 6
 
@@ -386,7 +386,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 def test_the_guard_helps_after_a_failed_import_and_twice():
     done = run_python(
         "try:\n    import torchvision\nexcept RuntimeError:\n    pass\n"
-        "from hksd.data.torchvision_guard import import_datasets\n"
+        "from hksd.torchvision_guard import import_datasets\n"
         "assert import_datasets() is import_datasets()\n"
         "import torchvision.transforms, torchvision.models\n"
         "import_datasets().CIFAR10\n"
@@ -411,7 +411,7 @@ def test_the_guard_leaves_a_torchvision_that_imports_alone(tmp_path):
         (tmp_path / "torchvision" / name).write_text("")
     done = run_python(
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from hksd.data.torchvision_guard import import_datasets\n"
+        "from hksd.torchvision_guard import import_datasets\n"
         f"assert import_datasets().__file__.startswith({str(tmp_path)!r})\n"
         "assert 'torch' not in sys.modules\n"
     )

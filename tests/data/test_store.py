@@ -20,15 +20,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hksd import data
-from hksd.config import RunConfig, dump_yaml
+from hksd.config.run import RunConfig, dump_yaml
 from hksd.data import store
 from hksd.data.raw import states_of
 from hksd.data.settings import DataConfig
 from hksd.data.sources import find_source
 from hksd.errors import DataError
-from hksd.train import fit
-from search.cli import app
-from search.session import RESERVED
+from hksd.fit import fit
+from hksd_search.cli import app
+from hksd_search.session import RESERVED
 
 Child = Callable[..., subprocess.Popen[str]]
 SIZE, EACH = 6, 8

@@ -15,16 +15,17 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from hksd import data, loop
-from hksd.config import config_hash, dump_yaml, from_tree
+from hksd import data
+from hksd.config.run import config_hash, dump_yaml, from_tree
 from hksd.data import crops, stream
 from hksd.data.augment import Batch, Batches, batches_of
+from hksd.data.files import Files
 from hksd.data.raw import Form
 from hksd.data.settings import DataConfig
+from hksd.deploy.export import export
 from hksd.errors import DataError
-from hksd.export import export
-from hksd.train import fit
-from search.cli import app
+from hksd.fit import fit
+from hksd_search.cli import app
 
 CPU = torch.device("cpu")
 
@@ -93,7 +94,7 @@ def photos(tmp_path_factory) -> Path:
 def test_streamed_and_held_images_are_the_same_to_the_bit(root, knobs):
     streamed, held = (data.load(settings(root, streaming=kind, **knobs)) for kind in (True, False))
     assert (streamed.mean, streamed.std, streamed.classes) == (held.mean, held.std, held.classes)
-    assert loop.image_shape(streamed) == loop.image_shape(held)
+    assert streamed.image_shape == held.image_shape
     for name in ("train", "validation"):
         one, two = getattr(streamed, name), getattr(held, name)
         assert (one.index == two.index).all()
@@ -261,7 +262,7 @@ def test_a_streamed_data_set_pickles_small_and_whole(root):
 
 def test_names_of_files_survive_their_packing():
     names = ["a/b.png", "", "ü/ö.JPEG", "x" * 300, "\udcff.png"]
-    files = stream.Files.of("/images", [(name, number) for number, name in enumerate(names)])
+    files = Files.of("/images", [(name, number) for number, name in enumerate(names)])
     assert [files.name(row) for row in range(len(files))] == names
     assert files.path(2) == "/images/ü/ö.JPEG"
     some = files.select(np.array([3, 0]))

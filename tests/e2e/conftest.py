@@ -22,11 +22,10 @@ import yaml
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from search import cli
-from search.records import STUDY_NAME, Record, open_storage, read_records
-from search.tracking import EXPERIMENT
+from hksd_search import cli
+from hksd_search.study.records import STUDY_NAME, Record, open_storage, read_records
+from hksd_search.tracking.tracker import EXPERIMENT
 
-ROOT = Path(cli.__file__).resolve().parent.parent
 SPACE: dict[str, Any] = {
     "data": {"name": "digits", "limit": 400, "validation": 0.25},
     "teacher": {
@@ -132,11 +131,11 @@ def start() -> Iterator[Callable[..., Program]]:
 
     def begin(*words: object, cwd: Path) -> Program:
         mark = uuid.uuid4().hex
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", MARK: mark}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", MARK: mark}
         for name in ("HKSD_RUNS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
             environment.pop(name, None)
         process = subprocess.Popen(
-            [sys.executable, "-m", "search.cli", *map(str, words)],
+            [sys.executable, "-m", "hksd_search.cli", *map(str, words)],
             cwd=cwd,
             env=environment,
             text=True,

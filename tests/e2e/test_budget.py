@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from search.records import read_records
+from hksd_search.study.records import read_records
 
 Make = Callable[..., Any]
 HOUR = 3600.0

@@ -14,11 +14,11 @@ import pytest
 from filelock import FileLock
 from mlflow.tracking import MlflowClient
 
-from hksd.config import config_hash
-from search.arms import ARMS
-from search.confirm.contenders import FAILED_FILE, arms, runs_of
-from search.openings import OPENINGS_FILE
-from search.results import open_search
+from hksd.config.run import config_hash
+from hksd_search.confirm.contenders import FAILED_FILE, arms, runs_of
+from hksd_search.space.arms import ARMS
+from hksd_search.study.openings import OPENINGS_FILE
+from hksd_search.study.reading import open_search
 
 Make = Callable[..., Any]
 EPOCHS = 20  # long enough to be caught in the middle

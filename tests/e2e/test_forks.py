@@ -12,8 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hksd.loop import CONFIG_FILE
-from hksd.train import RESULT_FILE, WEIGHTS_FILE
+from hksd.fit import RESULT_FILE, WEIGHTS_FILE
+from hksd.run.loop import CONFIG_FILE
 
 Make = Callable[..., Any]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from hksd.config import config_hash, from_tree
+from hksd.config.run import config_hash, from_tree
 from hksd.errors import UserError
-from search.records import Record, read_records
+from hksd_search.study.records import Record, read_records
 
 Make = Callable[..., Any]
 EPOCHS = 20  # long enough to be caught in the middle

@@ -8,9 +8,9 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from hksd.config import from_tree, load
-from search.records import read_records
-from search.tracking import EXPERIMENT
+from hksd.config.run import from_tree, load
+from hksd_search.study.records import read_records
+from hksd_search.tracking.tracker import EXPERIMENT
 
 Make = Callable[..., Any]
 ONE_OF = {

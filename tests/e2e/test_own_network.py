@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hksd import models, weights
+from hksd import models
+from hksd.models import weights
 
 Make = Callable[..., Any]
 NETWORK = """

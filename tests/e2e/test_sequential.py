@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from search.records import Record, read_records
+from hksd_search.study.records import Record, read_records
 
 Make = Callable[..., Any]
 

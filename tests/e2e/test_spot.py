@@ -14,10 +14,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hksd import checkpoint, loop, provenance
-from hksd.train import RESULT_FILE, WEIGHTS_FILE
-from search.session import GRACE
-from search.signals import STOP_FILE
+from hksd import provenance
+from hksd.fit import RESULT_FILE, WEIGHTS_FILE
+from hksd.run import checkpoint, loop
+from hksd_search.backend.stop_file import STOP_FILE
+from hksd_search.interrupt import GRACE
 
 Make = Callable[..., Any]
 IN_TIME = 20  # seconds

@@ -12,16 +12,13 @@ from typing import Any
 
 import pytest
 
-from search import cli
-
 Make = Callable[..., Any]
-ROOT = Path(cli.__file__).resolve().parent.parent
 EPOCHS = 12
 # In a mount namespace of its own, with a small file system below `runs`: fills it once two epochs are through.
 SCRIPT = """
 set -u
 mkdir -p runs && mount -t tmpfs -o size=24m tmpfs runs || exit 77
-python() { "$PYTHON" -m search.cli search "$@"; }
+python() { "$PYTHON" -m hksd_search.cli search "$@"; }
 python space.yaml --name full > out.1 2> err.1 &
 search=$!
 reports() { cat runs/full/study.journal 2> /dev/null | grep -c '"progress"'; }
@@ -57,7 +54,7 @@ def test_a_search_whose_disk_is_full_stops_and_goes_on_when_there_is_room_again(
         terms={"squeeze": {"weight": 0}},
         search={"trials": 4, "arms": "none", "scheduler": "none"},
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable}
+    environment = {**os.environ, "PYTHON": sys.executable}
     for name in ("HKSD_RUNS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         environment.pop(name, None)
     subprocess.run(["unshare", "-Urm", "sh", "-c", SCRIPT], cwd=tmp_path, env=environment, check=True, timeout=400)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from hksd import checkpoint
-from hksd.train import RESULT_FILE
-from search.records import STUDY_FILE, read_records, trial_folder
-from search.results import FACTS_FILE
-from search.run import TABLE_FILE
-from search.tracking import RUNS_FILE
+from hksd.fit import RESULT_FILE
+from hksd.run import checkpoint
+from hksd_search.run import TABLE_FILE
+from hksd_search.study.reading import FACTS_FILE
+from hksd_search.study.records import STUDY_FILE, read_records, trial_folder
+from hksd_search.tracking.tracker import RUNS_FILE
 
 Make = Callable[..., Any]
 

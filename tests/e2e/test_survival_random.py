@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from hksd.errors import UserError
-from hksd.train import RESULT_FILE, WEIGHTS_FILE
-from search.records import STUDY_FILE, Record, read_records, trial_folder
+from hksd.fit import RESULT_FILE, WEIGHTS_FILE
+from hksd_search.study.records import STUDY_FILE, Record, read_records, trial_folder
 
 Make = Callable[..., Any]
 EPOCHS = 12

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from hksd.errors import UserError
-from search import ray_watch
-from search.ray_watch import COUNT, NEEDED, TRIES, Restart
-from search.records import Record, read_records
+from hksd_search.backend import ray_watch
+from hksd_search.backend.ray_watch import COUNT, NEEDED, TRIES, Restart
+from hksd_search.study.records import Record, read_records
 
 Make = Callable[..., Any]
 EPOCHS = 20

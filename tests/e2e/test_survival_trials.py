@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from search.guards import LAST_WORDS, STRIKES
-from search.records import Record
+from hksd_search.backend.guards import LAST_WORDS, STRIKES
+from hksd_search.study.records import Record
 
 Make = Callable[..., Any]
 ROLES = {2: "hangs", 3: "is killed", 4: "raises", 5: "meets a broken disk"}

@@ -16,15 +16,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hksd import knowledge, loop, precision
-from hksd.config import RunConfig, config_hash, dump_yaml
+from hksd.config.run import RunConfig, config_hash, dump_yaml
 from hksd.data import DataSet
 from hksd.data.augment import Batch, Batches, batches_of
+from hksd.device import precision
 from hksd.errors import UserError
-from hksd.knowledge import Live, Stored
-from hksd.outcome import Result
-from hksd.teacher import Teacher, prepare
-from hksd.train import fit
+from hksd.fit import fit
+from hksd.run import loop
+from hksd.run.outcome import Result
+from hksd.teacher import views
+from hksd.teacher.knowledge import Live, Stored, cost
+from hksd.teacher.plan import knowledge_of
+from hksd.teacher.prepare import prepare
+from hksd.teacher.teacher import Teacher
 
 Make = Callable[..., Any]
 CPU = torch.device("cpu")
@@ -51,12 +55,12 @@ def batches(config: RunConfig, digits: DataSet) -> Batches:
 def stored(
     config: RunConfig, data: DataSet, teacher: Teacher, folder: Path | None = None, *, keep: bool = True
 ) -> Stored:
-    source = knowledge.source(config, data, teacher, FLOAT32, folder=folder, shared=config if keep else None)
+    source = knowledge_of(config, data, teacher, FLOAT32, folder=folder, shared=config if keep else None)
     assert isinstance(source, Stored)
     return source
 
 
-def views(folder: Path) -> list[Path]:
+def kept(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.safetensors"))
 
 
@@ -148,10 +152,10 @@ def test_a_run_that_stands_alone_leaves_no_views_behind_unless_it_is_told_to(
     config: RunConfig, digits: DataSet, teacher: Teacher, tmp_path: Path
 ) -> None:
     fit(config, data=digits, teacher=teacher, cache_dir=tmp_path)
-    assert not views(tmp_path)
+    assert not kept(tmp_path)
     told = dataclasses.replace(config, train=dataclasses.replace(config.train, knowledge="cached"))
     fit(told, data=digits, teacher=teacher, cache_dir=tmp_path)
-    assert {path.name.split(".")[0] for path in views(tmp_path)} == {"0000", "0001"}
+    assert {path.name.split(".")[0] for path in kept(tmp_path)} == {"0000", "0001"}
 
 
 def test_a_run_without_squeezed_vectors_keeps_them_for_the_runs_that_share_its_views(
@@ -171,7 +175,7 @@ def test_views_come_again_after_so_many_epochs_and_no_view_is_computed_twice(
     counting = Counting(monkeypatch)
     fit(run, data=digits, teacher=teacher, cache_dir=tmp_path, shared=run)
     assert counting.images == len(digits.train)
-    assert {path.name.split(".")[0] for path in views(tmp_path)} == {"0000"}
+    assert {path.name.split(".")[0] for path in kept(tmp_path)} == {"0000"}
 
 
 def test_the_student_sees_the_view_that_the_teacher_saw(config: RunConfig, batches: Batches, digits: DataSet) -> None:
@@ -228,12 +232,12 @@ def test_what_no_view_can_answer_keeps_the_teacher_at_work_and_cannot_be_forced(
     make_config: Make, digits: DataSet, teacher: Teacher, terms: Any, sections: Any, reason: str
 ) -> None:
     run = make_config(terms=terms, **sections)
-    source = knowledge.source(run, digits, teacher, FLOAT32)
+    source = knowledge_of(run, digits, teacher, FLOAT32)
     assert not isinstance(source, Stored)
     assert any(reason in why for why in source.why)
     forced = dataclasses.replace(run, train=dataclasses.replace(run.train, knowledge="cached"))
     with pytest.raises(UserError, match=f"train.knowledge=cached, but .*{reason}.*set train.knowledge to live or auto"):
-        knowledge.source(forced, digits, teacher, FLOAT32)
+        knowledge_of(forced, digits, teacher, FLOAT32)
 
 
 def test_attention_maps_that_would_have_to_shrink_for_the_student_are_not_stored(make_config: Make) -> None:
@@ -296,7 +300,7 @@ def test_a_damaged_view_or_one_of_another_version_is_computed_again_with_a_warni
     damage: Callable[[Path], None],
 ) -> None:
     whole = stored(config, digits, teacher, tmp_path).get(0, batches)["logits"].values.clone()
-    hurt = next(path for path in views(tmp_path) if ".logits." in path.name)
+    hurt = next(path for path in kept(tmp_path) if ".logits." in path.name)
     damage(hurt)
     again = stored(config, digits, teacher, tmp_path).get(0, batches)
     assert torch.equal(whole, again["logits"].values)
@@ -329,7 +333,7 @@ def test_a_full_disk_costs_time_and_a_warning_but_no_result(
     with full_disk(4096):
         result = fit(config, data=digits, teacher=teacher, cache_dir=tmp_path, shared=config)
     assert "the disk is full" in caplog.text
-    assert not views(tmp_path)
+    assert not kept(tmp_path)
     assert not list(tmp_path.rglob("*.tmp"))
     assert same(result, fit(config, data=digits, teacher=teacher))
 
@@ -337,10 +341,13 @@ def test_a_full_disk_costs_time_and_a_warning_but_no_result(
 BUILD = """
 import sys, time, torch
 from pathlib import Path
-from hksd import data as datasets, knowledge, precision
-from hksd.config import load
+from hksd import data as datasets
+from hksd.config.run import load
+from hksd.device import precision
 from hksd.data.augment import batches_of
-from hksd.teacher import prepare, Teacher
+from hksd.teacher.plan import knowledge_of
+from hksd.teacher.prepare import prepare
+from hksd.teacher.teacher import Teacher
 config = load(sys.argv[1])
 data = datasets.load(config.data)
 teacher = prepare(config, data, cache_dir=Path(sys.argv[2]))
@@ -352,7 +359,7 @@ def count(self, images, needs):
     return ask(self, images, needs)
 Teacher.__call__ = count
 numbers = precision.resolve("float32", cpu)
-source = knowledge.source(config, data, teacher, numbers, folder=Path(sys.argv[3]), shared=config)
+source = knowledge_of(config, data, teacher, numbers, folder=Path(sys.argv[3]), shared=config)
 batches = batches_of(data.train, data, config.data, cpu, augment=True)
 print("ready", flush=True)
 for view in range(config.views()):
@@ -373,12 +380,12 @@ def build(
 
 def test_two_processes_build_every_view_once_between_them(build: Make, tmp_path: Path) -> None:
     build().communicate()  # the teacher is trained
-    for path in views(tmp_path / "views"):
+    for path in kept(tmp_path / "views"):
         path.unlink()
     both = [build(0.05), build(0.05)]
     asked = [int(process.communicate(timeout=120)[0].split()[-1]) for process in both]
     assert sum(asked) == 3 * 288
-    assert len(views(tmp_path / "views")) == 3
+    assert len(kept(tmp_path / "views")) == 3
 
 
 def test_a_builder_that_is_killed_leaves_neither_a_lock_nor_half_a_view(build: Make, tmp_path: Path) -> None:
@@ -388,7 +395,7 @@ def test_a_builder_that_is_killed_leaves_neither_a_lock_nor_half_a_view(build: M
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
-    assert not views(tmp_path / "views")
+    assert not kept(tmp_path / "views")
     leftover = next((tmp_path / "views").rglob("0000.lock")).with_name(".0000.logits.safetensors.1.tmp")
     leftover.write_bytes(b"half")
     out, errors = build().communicate(timeout=120)
@@ -406,14 +413,14 @@ def test_views_leave_room_on_the_disk_for_everything_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     source = stored(config, digits, teacher, tmp_path)
-    assert knowledge.cost(source, batches).fits > source.count
-    monkeypatch.setattr(knowledge.store, "RESERVE", 1 << 60)  # more than any disk has
-    tight = knowledge.cost(source, batches)
+    assert cost(source, batches).fits > source.count
+    monkeypatch.setattr(views, "RESERVE", 1 << 60)  # more than any disk has
+    tight = cost(source, batches)
     assert tight.fits == 0
     assert "the disk has room for 0" in str(tight)
     source.get(0, batches)
     assert "of the disk free" in caplog.text
-    assert not views(tmp_path)
+    assert not kept(tmp_path)
 
 
 def test_a_disk_that_does_not_give_back_what_it_took_ends_in_a_warning_not_in_a_loop(
@@ -425,8 +432,8 @@ def test_a_disk_that_does_not_give_back_what_it_took_ends_in_a_warning_not_in_a_
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    write = knowledge.store.write_atomically
-    monkeypatch.setattr(knowledge.store, "write_atomically", lambda path, content: write(path, content[:-9]))
+    write = views.write_atomically
+    monkeypatch.setattr(views, "write_atomically", lambda path, content: write(path, content[:-9]))
     found = stored(config, digits, teacher, tmp_path).get(0, batches)
     assert "does not read back" in caplog.text
     assert len(found["logits"].values) == len(digits.train)

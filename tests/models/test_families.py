@@ -11,11 +11,11 @@ import torch
 
 from hksd import models
 from hksd.data import DataSet
+from hksd.deploy.export import export
 from hksd.errors import UserError
-from hksd.export import export
+from hksd.fit import fit
 from hksd.models import MODELS, NetworkSpec
 from hksd.models.staged import StagedNet, shown
-from hksd.train import fit
 
 Make = Callable[..., Any]
 OWN = [name for name, entry in MODELS.items() if not entry.by_path]

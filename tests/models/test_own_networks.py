@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from hksd import budget, models, weights
-from hksd.config import StudentConfig, load
+from hksd import models
+from hksd.config.run import StudentConfig, load
 from hksd.data import DataSet
+from hksd.deploy.export import export
 from hksd.errors import ConfigError, UserError
-from hksd.export import export
-from hksd.models import NetworkSpec
+from hksd.fit import fit
+from hksd.models import NetworkSpec, weights
+from hksd.models.size import size_of
 from hksd.models.user import source_hash
-from hksd.teacher import prepare
-from hksd.train import fit
+from hksd.teacher.prepare import prepare
 
 Make = Callable[..., Any]
 NUMBERS = itertools.count()
@@ -144,11 +145,11 @@ def test_a_factory_gives_a_network_with_the_taps_that_are_named(module: str) -> 
 def test_a_network_that_needs_numbers_is_measured_on_the_cpu_and_draws_nothing(module: str) -> None:
     size = {"in_channels": 1, "classes": 10, "image_size": 8}
     torch.manual_seed(1)
-    found = budget.size(StudentConfig(model=f"{module}:wayward", taps=("second",)), **size)
+    found = size_of(StudentConfig(model=f"{module}:wayward", taps=("second",)).spec(), **size)
     drawn = torch.rand(1)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(1), drawn)
-    assert found == budget.size(StudentConfig(model=f"{module}:fixed"), **size)
+    assert found == size_of(StudentConfig(model=f"{module}:fixed").spec(), **size)
     assert found.params == sum(p.numel() for p in make(f"{module}:wayward").parameters())
 
 
@@ -263,7 +264,7 @@ def test_the_command_line_finds_the_module_in_the_working_directory_and_ends_wit
         f"data: {{name: digits, limit: 60}}\nstudent: {{model: '{module}:fixed', taps: [first]}}\n"
         "terms: {ce: {}}\ntrain: {epochs: 1, device: cpu}\n"
     )
-    code = "import sys; from search.cli import main; sys.argv[0] = 'hksd'; main()"
+    code = "import sys; from hksd_search.cli import main; sys.argv[0] = 'hksd'; main()"
     # -P keeps the working directory out of sys.path, as the installed command does.
     good = child(code, "train", "run.yaml", cwd=tmp_path, flags=["-P"])
     bad = child(code, "train", "run.yaml", "--set", "student.taps=[frist]", cwd=tmp_path, flags=["-P"])

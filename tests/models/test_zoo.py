@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from hksd import budget, models, weights
-from hksd.config import StudentConfig, from_tree
+from hksd import models
+from hksd.config.run import StudentConfig, from_tree
 from hksd.data import DataSet, Split
-from hksd.data.torchvision_guard import import_models
+from hksd.deploy.export import export
 from hksd.errors import ConfigError, UserError
-from hksd.export import export
-from hksd.models import MODELS, NetworkSpec
+from hksd.fit import fit
+from hksd.models import MODELS, NetworkSpec, weights
+from hksd.models.size import size_of
 from hksd.models.wrapped import WrappedNet
-from hksd.teacher import prepare
-from hksd.train import fit
+from hksd.teacher.prepare import prepare
+from hksd.torchvision_guard import import_models
 
 Make = Callable[..., Any]
 ZOO = [name for name, entry in MODELS.items() if entry.by_path]
@@ -65,7 +66,7 @@ def test_a_network_is_torchvisions_to_the_last_weight() -> None:
     with torch.no_grad():
         assert torch.equal(mine(images), theirs(images))
         assert torch.equal(mine.taps(images).stages[-1], theirs.layer4(_until_layer4(theirs, images)))
-    size = budget.size(StudentConfig(model="resnet18"), in_channels=3, classes=10, image_size=32)
+    size = size_of(StudentConfig(model="resnet18").spec(), in_channels=3, classes=10, image_size=32)
     assert size.params == sum(p.numel() for p in theirs.parameters())
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from hksd import models
-from hksd.config import RunConfig, config_hash
+from hksd.config.run import RunConfig, config_hash
 from hksd.data import DataSet
 from hksd.errors import ConfigError
+from hksd.fit import fit
 from hksd.models.taps import Out
 from hksd.modes import DataFreeConfig
 from hksd.modes.data_free import Generated, Generator, generator_loss
-from hksd.train import fit
 
 Make = Callable[..., RunConfig]
 FREE: dict[str, Any] = {"steps_per_epoch": 6, "channels": 8, "latent": 16}
@@ -104,7 +104,7 @@ def test_no_real_training_image_is_looked_at(
 ) -> None:
     import dataclasses
 
-    from hksd import teacher as teachers
+    from hksd.teacher import prepare as teachers
 
     config = make_config(terms={"kd": {}}, data_free=FREE)
     teacher = teachers.prepare(config, digits)

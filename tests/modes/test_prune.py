@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from hksd.config import RunConfig
+from hksd.config.run import RunConfig
 from hksd.data import DataSet
 from hksd.errors import ConfigError
+from hksd.fit import fit
 from hksd.modes import Prune, PruneConfig
 from hksd.modes.prune import block_soft_threshold, soft_threshold
-from hksd.outcome import Result
-from hksd.train import fit
+from hksd.run.outcome import Result
 
 Make = Callable[..., RunConfig]
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hksd import models
-from hksd.config import RunConfig
+from hksd.config.run import RunConfig
 from hksd.data import DataSet
 from hksd.data.augment import batches_of
+from hksd.fit import fit
 from hksd.modes import Robust, RobustConfig
-from hksd.train import fit
 
 Make = Callable[..., RunConfig]
 CPU = torch.device("cpu")

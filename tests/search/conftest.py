@@ -10,11 +10,11 @@ import optuna
 import pytest
 import yaml
 
-from search import space as spaces
-from search.costs import Meter, check_feasible
-from search.records import Assignment
-from search.searcher import Events, Ledger
-from search.space import Space
+from hksd_search.ledger import Events, Ledger
+from hksd_search.space import space as spaces
+from hksd_search.space.sizes import Meter, check_feasible
+from hksd_search.space.space import Space
+from hksd_search.study.records import Assignment
 
 SHAPE = {"in_channels": 1, "classes": 10, "image_size": 8}
 BASE: Mapping[str, Any] = {
@@ -34,7 +34,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 @pytest.fixture(scope="session")
 def shape() -> dict[str, int]:
-    """What `budget.size` needs to know of digits."""
+    """What `hksd.models.size.size_of` needs to know of digits."""
     return dict(SHAPE)
 
 
@@ -74,7 +74,7 @@ def open_ledger(tmp_path: Path, shape: dict[str, int]) -> Callable[..., Ledger]:
 
 @pytest.fixture(scope="session")
 def epoch_report() -> Callable[..., dict[str, Any]]:
-    """epoch_report(epoch, accuracy): the fields of `hksd.loop.EpochReport`, made up."""
+    """epoch_report(epoch, accuracy): the fields of `hksd.run.outcome.EpochReport`, made up."""
 
     def make(epoch: int, accuracy: float = 0.5, epochs: int = 3, seconds: float = 2.0) -> dict[str, Any]:
         return {

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from hksd.config import config_hash, from_tree
-from search import searcher
-from search import space as spaces
-from search.arms import ARMS, NO_DISTILLATION, PAPER_PRESET, STANDARD_KD, published, tuned
-from search.costs import Meter, check_feasible
-from search.searcher import Ledger
+from hksd.config.run import config_hash, from_tree
+from hksd_search import ledger as searcher
+from hksd_search.ledger import Ledger
+from hksd_search.space import space as spaces
+from hksd_search.space.arms import ARMS, NO_DISTILLATION, PAPER_PRESET, STANDARD_KD, published, tuned
+from hksd_search.space.sizes import Meter, check_feasible
 
 Make = Callable[..., Any]
 

@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 
 from hksd import data as datasets
-from hksd.config import dump, from_tree
+from hksd.config.run import dump, from_tree
 from hksd.data.settings import DataConfig
 from hksd.errors import DataError
-from search import openings
-from search.confirm.contenders import Contender, Run, runs_of
-from search.confirm.retrain import Job, work
-from search.records import Record
-from search.signals import STOP_FILE
-from search.trial import FAULT_FILE, Place
+from hksd_search.backend.stop_file import STOP_FILE
+from hksd_search.backend.trial import FAULT_FILE, Workplace
+from hksd_search.confirm.contenders import Contender, Run, runs_of
+from hksd_search.confirm.retrain import Job, work
+from hksd_search.study import openings
+from hksd_search.study.records import Record
 
 Make = Callable[..., Any]
 
@@ -38,7 +38,7 @@ def make_run(make_tree: Make, tmp_path: Path) -> Callable[..., Run]:
 
 
 def work_on(run: Run, digits: Any, home: Path) -> Any:
-    place = Place(str(home / "teachers"), str(home), json.dumps(dump(run.config)))
+    place = Workplace(str(home / "teachers"), str(home), json.dumps(dump(run.config)))
     return work(
         Job(run.key, json.dumps(dump(run.config)), str(run.folder)), digits, place, str(run.folder.parent.parent)
     )
@@ -97,6 +97,6 @@ def test_data_without_a_test_split_is_refused_before_anything_is_trained(tmp_pat
 def test_openings_of_a_search_are_counted_wherever_they_were_recorded(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     assert openings.count(tmp_path) == 0
-    openings.record(tmp_path, "hksd confirm", ["teacher"])
-    openings.record(tmp_path / "export", "hksd evaluate", ["export"])
+    openings.note(tmp_path, "hksd confirm", ["teacher"])
+    openings.note(tmp_path / "export", "hksd evaluate", ["export"])
     assert openings.count(tmp_path) == 2

@@ -11,16 +11,16 @@ import torch
 import yaml
 
 from hksd import data as datasets
-from hksd import teacher as teachers
 from hksd.data.augment import Batches
 from hksd.errors import RunError, UserError
-from search import space as spaces
-from search.commands.estimate import lines
-from search.costs import Meter
-from search.estimate import dry_run
-from search.estimate.estimate import Estimate, Machine, estimate, feasible_draws, fit_numbers, spread
-from search.estimate.forecast import Span
-from search.packing import trials_at_once
+from hksd.teacher import prepare as teachers
+from hksd_search.backend.packing import trials_at_once
+from hksd_search.commands.estimate import lines
+from hksd_search.estimate import dry_run
+from hksd_search.estimate.estimate import Estimate, Machine, estimate, feasible_draws, fit_numbers, spread
+from hksd_search.estimate.forecast import Span
+from hksd_search.space import space as spaces
+from hksd_search.space.sizes import Meter
 
 Make = Callable[..., Any]
 SPACE: dict[str, Any] = {

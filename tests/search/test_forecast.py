@@ -7,19 +7,10 @@ import random
 import numpy as np
 import pytest
 
-from search.commands.estimate import between, duration
-from search.estimate.forecast import (
-    Plan,
-    Span,
-    Work,
-    around,
-    expected_epochs,
-    fitted,
-    passed,
-    totals,
-)
-from search.settings import Asha, HyperBand, Median, Scheduler
-from search.stopping import maker
+from hksd_search.commands.estimate import between, duration
+from hksd_search.estimate.forecast import Plan, Span, Work, around, expected_epochs, fitted, passed, totals
+from hksd_search.space.settings import Asha, HyperBand, Median, Scheduler
+from hksd_search.strategy.stopping import maker
 
 
 def simulated(scheduler: Scheduler, trials: int, grace: int, epochs: int, correlation: float, seed: int) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hksd.errors import UserError
-from search.session import SPACE_FILE, chosen
+from hksd_search.session import SPACE_FILE, space_and_name
 
 Make = Callable[..., Any]
 
@@ -23,22 +23,22 @@ def runs(tmp_path: Path, space_text: Make) -> Path:
 
 
 def test_a_search_goes_on_by_its_name_with_the_space_that_it_has(runs: Path) -> None:
-    space, name = chosen("first", None, runs, [], going_on=True, extend=0)
+    space, name = space_and_name("first", None, runs, [], going_on=True, extend=0)
     assert (name, space.search.trials) == ("first", 12)
 
 
 def test_an_extension_adds_to_the_trials_that_the_search_has(runs: Path, space_text: Make) -> None:
-    assert chosen("first", None, runs, [], going_on=True, extend=20)[0].search.trials == 32
+    assert space_and_name("first", None, runs, [], going_on=True, extend=20)[0].search.trials == 32
     (runs / "space.yaml").write_text(space_text(search={"trials": 5}))
-    space, name = chosen(str(runs / "space.yaml"), "first", runs, [], going_on=True, extend=20)
+    space, name = space_and_name(str(runs / "space.yaml"), "first", runs, [], going_on=True, extend=20)
     assert (name, space.search.trials) == ("first", 32), "not to those of the file"
 
 
 def test_an_unknown_search_is_told_with_the_nearest_and_all_there_are(runs: Path) -> None:
     with pytest.raises(UserError, match=r"no search to go on with; did you mean 'first'\? \(there are: first\)"):
-        chosen("frist", None, runs, [], going_on=True, extend=0)
+        space_and_name("frist", None, runs, [], going_on=True, extend=0)
 
 
 def test_a_file_alone_does_not_say_which_search_goes_on(runs: Path) -> None:
     with pytest.raises(UserError, match="which search goes on"):
-        chosen(str(runs / "first" / SPACE_FILE), None, runs, [], going_on=True, extend=0)
+        space_and_name(str(runs / "first" / SPACE_FILE), None, runs, [], going_on=True, extend=0)

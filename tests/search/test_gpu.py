@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from hksd.config import RunConfig
+from hksd.config.run import RunConfig
 from hksd.errors import RunError
 from hksd.schema import check
-from search import gpu, packing
-from search.gpu import GIB, GpuMemoryError, Turns, guarded
-from search.packing import MOST, Packing, Usage, chosen, proposed
-from search.settings import Resources
+from hksd_search.backend import gpu, packing
+from hksd_search.backend.gpu import GIB, GpuMemoryError, Turns, guarded
+from hksd_search.backend.packing import MOST, Packing, Usage, decide, proposed
+from hksd_search.space.settings import Resources
 
 Make = Callable[..., Any]
 
@@ -209,17 +209,17 @@ def test_a_number_is_taken_as_it_is_and_auto_tries_out_only_where_a_gpu_is_wante
     def unwanted() -> Usage:
         raise AssertionError
 
-    assert chosen(0.5, True, 0, 4, unwanted) == Packing(0.5)
-    assert chosen("auto", True, 0, 4, unwanted) == Packing(0.0)
-    assert chosen("auto", False, 2, 4, unwanted) == Packing(0.0)
-    assert chosen("auto", True, 2, 16, lambda: Usage(GIB, 80 * GIB, 0.05)).gpu == 1 / 8
+    assert decide(0.5, True, 0, 4, unwanted) == Packing(0.5)
+    assert decide("auto", True, 0, 4, unwanted) == Packing(0.0)
+    assert decide("auto", False, 2, 4, unwanted) == Packing(0.0)
+    assert decide("auto", True, 2, 16, lambda: Usage(GIB, 80 * GIB, 0.05)).gpu == 1 / 8
 
 
 def test_without_a_dry_run_a_trial_has_a_gpu_and_the_reason_is_said() -> None:
     def broken() -> Usage:
         raise RuntimeError("no kernel image\nmore")
 
-    found = chosen("auto", True, 1, 16, broken)
+    found = decide("auto", True, 1, 16, broken)
     assert found == Packing(1.0, "1 trial per GPU, since a dry run was not possible: no kernel image")
 
 

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hksd.config import config_hash
+from hksd.config.run import config_hash
 from hksd.errors import ConfigError
-from search.sampling import grid
-from search.space import Space
+from hksd_search.ending import End, Why
+from hksd_search.space import grid
+from hksd_search.space.space import Space
 
 Make = Callable[..., Any]
 DISCRETE = {
@@ -111,7 +112,7 @@ def test_a_search_by_grid_trains_every_configuration_once_also_when_it_is_interr
         hashes.append(config_hash(assignment.config))
         train(again, assignment, (0.1, 0.2, 0.3))
     assert len(hashes) == len(set(hashes)) == COUNT
-    assert again.exhausted
+    assert again.end == End(Why.EXHAUSTED)
     assert {record.status for record in again.records()} == {"complete"}
     assert "student.width" in again.study.trials[3].params
     assert open_ledger(space).next() is None
@@ -120,7 +121,7 @@ def test_a_search_by_grid_trains_every_configuration_once_also_when_it_is_interr
 def test_a_grid_is_walked_to_its_end_however_many_points_are_refused_in_a_row(
     make_space: Make, open_ledger: Make, train: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.arms.PATIENCE", 3)
+    monkeypatch.setattr("hksd_search.space.arms.PATIENCE", 3)
     search = {"sampler": "grid", "trials": 200, "arms": "none", "limits": {"params": 12_000}}
     space = make_space(**{**DISCRETE, "student": {"model": "resnet8", "width": {"choice": [0.5, 0.25]}}}, search=search)
     ledger, trained = open_ledger(space), 0
@@ -128,4 +129,4 @@ def test_a_grid_is_walked_to_its_end_however_many_points_are_refused_in_a_row(
         train(ledger, assignment, (0.1, 0.2, 0.3))
         trained += 1
     assert trained == COUNT // 2
-    assert ledger.exhausted
+    assert ledger.end == End(Why.EXHAUSTED)

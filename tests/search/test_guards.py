@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from hksd.errors import ConfigError, NonFiniteLossError, RunError, UserError
-from search import guards
-from search.gpu import GpuMemoryError
-from search.guards import FLOOR, GB, MEMORY_STRIKES, STRIKES, WORKER, Rules
-from search.records import STUDY_FILE, read_records
-from search.searcher import Events
-from search.storage import RESERVE
+from hksd_search.backend import guards
+from hksd_search.backend.gpu import GpuMemoryError
+from hksd_search.backend.guards import FLOOR, GB, MEMORY_STRIKES, STRIKES, WORKER, Rules
+from hksd_search.ending import Why
+from hksd_search.ledger import Events
+from hksd_search.study.records import STUDY_FILE, read_records
+from hksd_search.study.storage import RESERVE
 
 Make = Callable[..., Any]
 # A trial: the name of the function and of the file are those of the real one, by which its thread is found.
@@ -201,7 +202,9 @@ def test_a_study_whose_disk_is_full_stops_the_search_and_keeps_whole_records(
             if assignment is None:
                 break
     assert ledger.stopping
-    assert str(ledger.trouble).startswith("the disk is full: ")
+    assert ledger.end is not None
+    assert ledger.end.why is Why.FAULT
+    assert ledger.end.text.startswith("the disk is full: ")
     assert ledger.next() is None
     assert (tmp_path / STUDY_FILE).read_bytes().endswith(b"\n")
     again = open_ledger(space)
@@ -230,5 +233,6 @@ def test_a_full_disk_uses_up_the_reserve_so_that_nothing_is_lost(
     train(ledger, ledger.next(), (0.1, 0.2, 0.3))
     assert not reserve.exists()
     assert ledger.next() is None
-    assert str(ledger.trouble).endswith("No space left on device")
+    assert ledger.end is not None
+    assert ledger.end.text.endswith("No space left on device")
     assert [record.status for record in read_records(tmp_path)] == ["complete"]

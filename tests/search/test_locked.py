@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from hksd.errors import UserError
-from search.session import HOLDER, locked
+from hksd_search.session import HOLDER, locked
 
 Make = Callable[..., Any]
 HOLDS = """
 import sys, time
 from pathlib import Path
-from search.session import locked
+from hksd_search.session import locked
 
 with locked(Path(sys.argv[1]), "training"):
     print("held", flush=True)

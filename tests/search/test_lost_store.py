@@ -13,11 +13,11 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from search import tracking
-from search.records import read_records
-from search.run_facts import STATUS
-from search.searcher import Events, Ledger
-from search.tracking import EXPERIMENT, Tracker
+from hksd_search.ledger import Events, Ledger
+from hksd_search.study.records import read_records
+from hksd_search.tracking import tracker as tracking
+from hksd_search.tracking.facts import STATUS
+from hksd_search.tracking.tracker import EXPERIMENT, Tracker
 
 Make = Callable[..., Any]
 LOCKS = """

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.report.plots import LINE, Chart, Scale, categories, evenly, shortened, spanning
+from hksd_search.report.plots import LINE, Chart, Scale, categories, shortened, spanning
+from hksd_search.space.ranges import evenly
 
 values = st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_size=20)
 positive = st.lists(st.floats(1e-6, 1e9), min_size=1, max_size=20)

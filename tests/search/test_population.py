@@ -14,19 +14,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from hksd import checkpoint
-from hksd.config import config_hash, dump, from_tree, history_hash
+from hksd.config.run import config_hash, dump, from_tree, history_hash
 from hksd.data import DataSet
 from hksd.errors import ConfigError
-from hksd.train import WEIGHTS_FILE, fit
-from search import trial as trials
-from search.population import Evolution, Population, explored, knobs, remove_checkpoints, step
-from search.ranges import Range
-from search.records import STUDY_FILE, Assignment, Fork, Record, trial_folder
-from search.schedulers import LedgerScheduler
-from search.searcher import Events, Ledger
-from search.settings import Pbt
-from search.stopping import description
+from hksd.fit import WEIGHTS_FILE, fit
+from hksd.run import checkpoint
+from hksd_search.backend import trial as trials
+from hksd_search.backend.schedulers import Evolution, LedgerScheduler, remove_checkpoints
+from hksd_search.ledger import Events, Ledger
+from hksd_search.space.ranges import Range
+from hksd_search.space.settings import Pbt
+from hksd_search.strategy.population import Population, explored, knobs, step
+from hksd_search.strategy.stopping import description
+from hksd_search.study.records import STUDY_FILE, Assignment, Fork, Record, trial_folder
 
 Make = Callable[..., Any]
 EPOCHS, TRIALS = 6, 14

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hksd.errors import Problem
-from hksd.schema import parse_yaml
-from search.ranges import KINDS, Range, parse
+from hksd.yaml import parse_yaml
+from hksd_search.space.ranges import KINDS, Range, parse
 
 PATH = ("train", "lr")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hksd.config import RunConfig
-from search.records import label
+from hksd.config.run import RunConfig
+from hksd_search.study.records import label
 
 
 @pytest.mark.parametrize(

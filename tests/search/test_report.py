@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hksd.errors import UserError
-from search.arms import ARMS, NO_DISTILLATION
-from search.commands import report as command
-from search.console import Display
-from search.records import Record, Status
-from search.report import figures, findings, knobs, report, sections
-from search.report.knobs import Knob
-from search.results import FACTS_FILE, SearchFolder, open_search
-from search.session import resolved
+from hksd_search.commands import report as command
+from hksd_search.console import Display
+from hksd_search.report import figures, findings, knobs, report, sections
+from hksd_search.report.knobs import Drawn
+from hksd_search.session import resolved
+from hksd_search.space.arms import ARMS, NO_DISTILLATION
+from hksd_search.study.reading import FACTS_FILE, SearchFolder, open_search
+from hksd_search.study.records import Record, Status
 
 Make = Callable[..., Any]
 EVIL = "<script>alert('x')</script> & \"quoted\""
@@ -371,7 +371,7 @@ def test_the_knob_that_matters_has_the_highest_importance_and_few_trials_give_no
     rng = random.Random(0)
     lr = {n: rng.uniform(0.01, 0.3) for n in range(40)}
     model = {n: rng.choice(["a", "b"]) for n in range(40)}
-    drawn = [Knob("lr", lr, log=True), Knob("model", model, ("a", "b")), Knob("rare", {3: 1.0, 4: 2.0})]
+    drawn = [Drawn("lr", lr, log=True), Drawn("model", model, ("a", "b")), Drawn("rare", {3: 1.0, 4: 2.0})]
     accuracies = {n: 0.5 + 0.3 * (model[n] == "b") + 0.1 * lr[n] for n in range(40)}
     shares = knobs.importances(drawn, accuracies)
     assert set(shares) == {"lr", "model"}, "of those that all trials have"
@@ -394,7 +394,7 @@ def test_what_is_drawn_and_listed_of_many_trials_is_bounded() -> None:
     records = [made(n, status[n % 2], rng.random(), accuracies=curve) for n in range(5000)]
     found = SearchFolder("first", Path("nowhere"), records, FACTS)
     values = {r.number: rng.random() for r in records if r.status == "complete"}
-    parts = [sections.knobs(found, [Knob(f"knob {n}", values) for n in range(40)]), sections.trials(found)]
+    parts = [sections.knobs(found, [Drawn(f"knob {n}", values) for n in range(40)]), sections.trials(found)]
     drawn = [figures.accuracy_against_size(found), figures.progress(found), figures.learning_curves(found)]
     svgs = [one.chart.svg(one.title) for one in drawn if one]
     assert sum(map(len, svgs)) + sum(len("".join(part)) for part in parts) < 1_000_000
@@ -410,4 +410,4 @@ def test_importances_of_many_trials_are_computed_from_some(monkeypatch: pytest.M
     rng = random.Random(0)
     values = {n: rng.random() for n in range(3000)}
     monkeypatch.setattr(knobs, "TREES", 4)
-    assert knobs.importances([Knob("lr", values)], values) == {"lr": pytest.approx(1.0, abs=0.05)}
+    assert knobs.importances([Drawn("lr", values)], values) == {"lr": pytest.approx(1.0, abs=0.05)}

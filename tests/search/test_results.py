@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hksd.config import config_hash, dump, from_tree
+from hksd.config.run import config_hash, dump, from_tree
 from hksd.errors import UserError
-from search.arms import ARMS, NO_DISTILLATION, STANDARD_KD
-from search.records import Record, Status
-from search.results import FACTS_FILE, STATUSES, SearchFolder, best, counts, export_trial, front, open_search
+from hksd_search.export import export_trial
+from hksd_search.space.arms import ARMS, NO_DISTILLATION, STANDARD_KD
+from hksd_search.study.reading import FACTS_FILE, STATUSES, SearchFolder, best, counts, front, open_search
+from hksd_search.study.records import Record, Status
 
 Make = Callable[..., Any]
 FACTS = {

@@ -11,13 +11,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from hksd.config import config_hash
+from hksd.config.run import config_hash
 from hksd.errors import ConfigError
-from search.sampling import samplers, surrogate
-from search.sampling.evolution import NSGA2, divisions, population
-from search.sampling.parameters import parameters, varying
-from search.sampling.surrogate import SEEN, Axis, Surrogate
-from search.settings import SamplerName
+from hksd_search.space.parameters import parameters, varying
+from hksd_search.space.settings import SamplerName
+from hksd_search.strategy import samplers, surrogate
+from hksd_search.strategy.evolution import NSGA2, divisions, population
+from hksd_search.strategy.surrogate import SEEN, Axis, Surrogate
 
 Make = Callable[..., Any]
 MODELS = ["tpe", "gp", "nsga2", "random"]
@@ -206,7 +206,7 @@ def test_auto_takes_the_grid_where_it_ends_and_else_what_was_measured(
     sections: dict[str, Any], name: str, reason: str, make_space: Make
 ) -> None:
     space = make_space(**{**sections, "search": {"sampler": "auto", **sections.get("search", {})}})
-    chosen, why = samplers.chosen(space)
+    chosen, why = samplers.name_and_reason(space)
     assert chosen == name
     assert reason in why
     assert samplers.told(space) == f"sampler {name}, chosen by auto: {why}"

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hksd.config import dump
+from hksd.config.run import dump
 from hksd.schema import check
-from search import ray_env
-from search.records import STUDY_FILE, Record
-from search.settings import SearchConfig
-from search.stopping import Brackets, EarlyStopping, Rule, Rung, description, grace_epochs, maker, rungs
+from hksd_search.backend import connect as ray_env
+from hksd_search.backend.connect import stop_ray
+from hksd_search.space.settings import SearchConfig
+from hksd_search.strategy.stopping import Brackets, EarlyStopping, Rule, Rung, description, grace_epochs, maker, rungs
+from hksd_search.study.records import STUDY_FILE, Record
 
 Make = Callable[..., Any]
 EPOCHS, GRACE = 6, 2
@@ -381,11 +382,11 @@ def tuning() -> Iterator[Any]:
     ray_env.prepare(None)
     import ray
 
-    from search import tuning
+    from hksd_search.backend import tuning
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield tuning
-    tuning.stop_ray()
+    stop_ray()
 
 
 @pytest.mark.slow

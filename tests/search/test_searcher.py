@@ -18,16 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from hksd import config
-from hksd.config import RunConfig, config_hash, from_tree
+from hksd.config import run as config
+from hksd.config.run import RunConfig, config_hash, from_tree
 from hksd.errors import UserError
-from search import arms
-from search import space as spaces
-from search.arms import ARMS
-from search.costs import Meter, check_feasible, within
-from search.records import STUDY_FILE, Assignment, Record, label, read_records
-from search.results import front
-from search.searcher import Events, Ledger
+from hksd_search.ending import End, Why
+from hksd_search.ledger import Events, Ledger
+from hksd_search.space import arms
+from hksd_search.space import space as spaces
+from hksd_search.space.arms import ARMS
+from hksd_search.space.sizes import Meter, check_feasible, within
+from hksd_search.study.reading import front
+from hksd_search.study.records import STUDY_FILE, Assignment, Record, label, read_records
 
 Make = Callable[..., Any]
 TINY = {"student": {"model": "resnet8", "width": {"choice": [0.25, 0.5]}}, "terms": {"ce": {}}, "train": {"lr": 0.1}}
@@ -222,7 +223,7 @@ def test_a_space_without_anything_new_stops_by_itself_and_says_so(
     # Arms with the largest student, of which the first is a draw of the space too, and one smaller student.
     assert len(given_out) == ledger.trained == 5
     assert len({config_hash(assignment.config) for assignment in given_out}) == 5
-    assert ledger.exhausted
+    assert ledger.end == End(Why.EXHAUSTED)
     records = ledger.records()
     by_number = {record.number: record for record in records}
     duplicates = [record for record in records if record.status == "duplicate"]
@@ -244,7 +245,7 @@ def test_an_exhausted_space_still_ends_when_it_is_continued(
     spend(open_ledger(space), train)
     again = open_ledger(space)
     assert spend(again, train) == []
-    assert again.exhausted
+    assert again.end == End(Why.EXHAUSTED)
     assert again.trained == 5
 
 
@@ -255,7 +256,7 @@ def test_the_patience_is_with_refusals_in_a_row_and_not_with_all_of_them(
     ledger = open_ledger(make_space(search={"trials": 24, "limits": {"params": 12_000}}))
     assert len(spend(ledger, train)) == 24
     assert statuses(ledger)["rejected"] > 12
-    assert not ledger.exhausted
+    assert ledger.end is None
 
 
 @pytest.mark.parametrize(
@@ -328,7 +329,7 @@ def test_the_budget_counts_trials_that_run_and_trials_that_ended_in_any_way(
         train(ledger, assignment, accuracies, reason)
         assert ledger.next() is None
     assert ledger.trained == trials == len(ledger.records())
-    assert not ledger.exhausted
+    assert ledger.end is None
 
 
 def test_a_ledger_over_a_finished_search_hands_out_nothing_until_the_budget_is_raised(
@@ -410,7 +411,7 @@ def test_a_trial_that_ends_while_the_search_stops_waits_unless_it_is_through(
 ) -> None:
     ledger = open_ledger(make_space())
     numbers = [take(ledger).number for _ in range(3)]
-    ledger.stopping = True
+    ledger.stop(Why.INTERRUPTED)
     ledger.report(numbers[0], epoch_report(1))
     ledger.finish(numbers[0])
     for epoch in (1, 2, 3):
@@ -425,8 +426,8 @@ DRIVER = """
 import json, os, sys, time
 from pathlib import Path
 from search import space as spaces
-from search.searcher import Ledger
-from search.costs import Meter, check_feasible
+from hksd_search.ledger import Ledger
+from hksd_search.space.sizes import Meter, check_feasible
 
 space = spaces.load(sys.argv[1])
 shape = {"in_channels": 1, "classes": 10, "image_size": 8}
@@ -488,8 +489,8 @@ import os, sys
 from pathlib import Path
 from optuna.storages.journal import JournalFileBackend
 from search import space as spaces
-from search.searcher import Ledger
-from search.costs import Meter, check_feasible
+from hksd_search.ledger import Ledger
+from hksd_search.space.sizes import Meter, check_feasible
 
 space, folder = spaces.load(sys.argv[1]), Path(sys.argv[2])
 shape = {"in_channels": 1, "classes": 10, "image_size": 8}

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from search import session, signals
-from search.console import Display
-from search.session import Interrupt, interruptible
-from search.signals import STOP_FILE, Stop, stoppable, told_to_stop
+from hksd_search import session
+from hksd_search.backend import stop_file as signals
+from hksd_search.backend.stop_file import STOP_FILE, told_to_stop
+from hksd_search.console import Display
+from hksd_search.interrupt import Interrupt, Stop, interruptible, stoppable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 

@@ -15,19 +15,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hksd import budget, config
-from hksd.changes import Change
-from hksd.config import RunConfig, config_hash, dump, from_tree
+from hksd.config import run as config
+from hksd.config.changes import Change
+from hksd.config.run import RunConfig, config_hash, dump, from_tree
 from hksd.errors import ConfigError, UserError, key_path
-from hksd.schema import Section, check, parse_yaml, read_yaml, section_fields
-from search import space as spaces
-from search.arms import arms
-from search.costs import Costs, Meter, check_feasible, within
-from search.settings import SearchConfig
-from search.space import Space
+from hksd.models.size import size_of
+from hksd.schema import Section, check, section_fields
+from hksd.yaml import parse_yaml, read_yaml
+from hksd_search.space import space as spaces
+from hksd_search.space.arms import arms
+from hksd_search.space.settings import SearchConfig
+from hksd_search.space.sizes import Costs, Meter, check_feasible, within
+from hksd_search.space.space import Space
 
 Make = Callable[..., Any]
-ROOT = Path(spaces.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted([*(ROOT / "spaces").glob("*.yaml"), *(ROOT / "spaces" / "paper").glob("*.yaml")])
 HEAD = "data: {name: digits}\nteacher: {model: resnet8}\nstudent: {model: resnet8}\n"  # three lines
 
@@ -109,8 +111,8 @@ def test_draws_and_arms_of_every_shipped_space_are_runs_and_its_limits_bind(name
     kept = [not within(space.search.limits, Meter(shape).costs(draw.student)) for draw in drawn]
     assert sum(kept) > 20
     assert (
-        max(budget.size(d.student, **shape).params for d, k in zip(drawn, kept, strict=True) if k)
-        <= budget.size(largest, **shape).params
+        max(size_of(d.student.spec(), **shape).params for d, k in zip(drawn, kept, strict=True) if k)
+        <= size_of(largest.spec(), **shape).params
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from search.confirm.statistics import ALPHA, Difference, Mean, holm, mean_of, paired, recovered_gap
+from hksd_search.confirm.statistics import ALPHA, Difference, Mean, holm, mean_of, paired, recovered_gap
 
 accuracy = st.integers(0, 10_000).map(lambda right: right / 10_000)
 pairs = st.lists(st.tuples(accuracy, accuracy), min_size=2, max_size=12)

@@ -13,8 +13,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search import storage as storages
-from search.storage import BEST, SEEN, Journal, StudyStorage, thinned
+from hksd_search.study import storage as storages
+from hksd_search.study.storage import BEST, SEEN, Journal, StudyStorage, thinned
 
 MAX, MIN = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 

@@ -12,17 +12,20 @@ from typing import Any
 import pytest
 import ray
 
-from hksd import budget, latency
-from hksd.config import StudentConfig
+from hksd.config.run import StudentConfig
+from hksd.deploy import latency
+from hksd.deploy.latency import Latency
 from hksd.errors import RunError, UserError
-from hksd.latency import Latency
 from hksd.models import NetworkSpec
-from search import ray_env
-from search.costs import HALVINGS, MEASURED, Meter, check_feasible, measure_ahead, thinned, within
-from search.latency import FOLDER, Latencies, connected, known_targets, latencies_of, on_target
-from search.searcher import Ledger
-from search.settings import LatencySettings
-from search.space import Space
+from hksd.models.size import size_of
+from hksd_search.backend import connect as ray_env
+from hksd_search.backend.target import connected, known_targets, on_target
+from hksd_search.ledger import Ledger
+from hksd_search.space.latency import FOLDER, Latencies, latencies_of
+from hksd_search.space.ranges import evenly
+from hksd_search.space.settings import LatencySettings
+from hksd_search.space.sizes import HALVINGS, MEASURED, Meter, check_feasible, measure_ahead, within
+from hksd_search.space.space import Space
 
 Make = Callable[..., Any]
 SETTINGS = LatencySettings(runs=10)
@@ -110,8 +113,9 @@ def test_a_network_whose_code_has_changed_is_measured_again(
     tmp_path: Path, shape: dict[str, int], measured: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Latencies(tmp_path, SETTINGS, shape).get(SMALL)
-    size = budget.size(SMALL, **shape)
-    monkeypatch.setattr(budget, "size", lambda *_, **__: dataclasses.replace(size, flops=size.flops + 2))
+    size = size_of(SMALL.spec(), **shape)
+    grown = dataclasses.replace(size, flops=size.flops + 2)
+    monkeypatch.setattr("hksd_search.space.latency.size_of", lambda *_, **__: grown)
     Latencies(tmp_path, SETTINGS, shape).get(SMALL)
     assert measured.count == 2
 
@@ -291,7 +295,7 @@ def test_the_largest_student_keeps_a_limit_on_latency_nearly_used_up_with_few_me
     limit: float, student: dict[str, Any], at_most: int, make_space: Make, shape: dict[str, int], tmp_path: Path
 ) -> None:
     space = make_space(student=student, search={"limits": {"latency_ms": limit, "params": 500_000}})
-    made = Made(tmp_path, shape, lambda student: 1.0 + budget.size(student, **shape).params / 100_000)
+    made = Made(tmp_path, shape, lambda student: 1.0 + size_of(student.spec(), **shape).params / 100_000)
     meter = Meter(shape, made, space.search.limits)
     largest = check_feasible(space, meter)
     costs = meter.costs(largest)
@@ -308,8 +312,8 @@ def test_the_largest_student_keeps_a_limit_on_latency_nearly_used_up_with_few_me
 
 
 def test_of_many_things_some_are_left_first_and_last_among_them() -> None:
-    assert thinned([1, 2, 3], 3) == [1, 2, 3]
-    few = thinned(range(1000), 7)
+    assert evenly([1, 2, 3], 3) == [1, 2, 3]
+    few = evenly(range(1000), 7)
     assert (len(few), few[0], few[-1]) == (7, 0, 999)
 
 

@@ -22,12 +22,12 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from hksd.config import RunConfig, config_hash, dump, flatten
+from hksd.config.run import RunConfig, config_hash, dump, flatten
 from hksd.errors import UserError
-from search import tracking
-from search.costs import Meter
-from search.records import Assignment, Record, Status
-from search.tracking import EXPERIMENT, PARENT, RUNS_FILE, SPOOL_FILE, Tracker
+from hksd_search.space.sizes import Meter
+from hksd_search.study.records import Assignment, Record, Status
+from hksd_search.tracking import tracker as tracking
+from hksd_search.tracking.tracker import EXPERIMENT, PARENT, RUNS_FILE, SPOOL_FILE, Tracker
 
 Make = Callable[..., Any]
 SIZES = {"params", "mflops", "peak_memory_mb"}
@@ -407,7 +407,7 @@ def test_a_spool_outlives_a_process_that_dies_before_it_was_sent(
 DIES_AT_ONCE = """
 import os, pickle, sys
 from pathlib import Path
-from search.tracking import Tracker
+from hksd_search.tracking.tracker import Tracker
 
 calls = pickle.loads(Path(sys.argv[3]).read_bytes())
 tracker = Tracker(sys.argv[1], Path(sys.argv[2]), "first")

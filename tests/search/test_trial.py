@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hksd.config import dump
+from hksd.config.run import dump
 
 Make = Callable[..., Any]
 
@@ -43,7 +43,7 @@ import hashlib, json, os, sys
 from pathlib import Path
 from safetensors.numpy import load_file
 from search import trial
-from search.records import trial_folder
+from hksd_search.study.records import trial_folder
 from hksd.config import from_tree
 from hksd.data import load
 

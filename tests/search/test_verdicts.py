@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from hksd.config import from_tree
-from search.arms import NO_DISTILLATION, STANDARD_KD
-from search.confirm import verdicts
-from search.confirm.contenders import Contender
-from search.confirm.files import opened, text
-from search.confirm.verdicts import Scored, figures
-from search.records import Record
+from hksd.config.run import from_tree
+from hksd_search.confirm import verdicts
+from hksd_search.confirm.contenders import Contender
+from hksd_search.confirm.files import opened, text
+from hksd_search.confirm.verdicts import Scored, figures
+from hksd_search.space.arms import NO_DISTILLATION, STANDARD_KD
+from hksd_search.study.records import Record
 
 Make = Callable[..., Any]
 NOISE = (0.002, -0.001, 0.004, -0.003, 0.001)

@@ -11,22 +11,22 @@ from typing import Any
 
 import optuna
 import pytest
+from hksd_search.commands import import_study as studies
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from hksd.config import config_hash
+from hksd.config.run import config_hash
 from hksd.errors import UserError
-from search.costs import Meter, check_feasible
-from search.ranges import Range
-from search.results import FACTS_FILE, open_search
-from search.sampling import import_study as studies
-from search.sampling import warm_start
-from search.sampling.wishes import defaults, nearest, point, wishes
-from search.searcher import Ledger
-from search.space import Space
-from search.studies import WISHES
+from hksd_search.ledger import Ledger
+from hksd_search.space.nearest import defaults, nearest, point, wishes
+from hksd_search.space.ranges import Range
+from hksd_search.space.sizes import Meter, check_feasible
+from hksd_search.space.space import Space
+from hksd_search.strategy import warm_start
+from hksd_search.study.reading import FACTS_FILE, open_search
+from hksd_search.study.study import WISHES
 
 Make = Callable[..., Any]
 TPE = {"sampler": "tpe", "trials": 20}
@@ -295,7 +295,7 @@ def test_the_best_of_a_study_are_first_draws(
     url = f"sqlite:///{tmp_path / 'old.db'}" if kind == "sqlite" else str(tmp_path / "old.log")
     study_at(url, direction=direction)
     space = make_space(search={**TPE, "arms": "none", "enqueue_defaults": False})
-    found = studies.import_study(url, space, tmp_path, "theirs")
+    found = studies.convert(url, space, tmp_path, "theirs")
     assert (found.trials, found.used, found.unused) == (3, ["train.lr"], ["momentum"])
     taken = warm_start.take(space, open_search(tmp_path, "theirs"), *SAME)
     assert taken.evidence == []
@@ -307,33 +307,33 @@ def test_the_best_of_a_study_are_first_draws(
     assert taken.wished[0]["train.lr"] == pytest.approx(wished[0])
     assert drawn(start(space, tmp_path / "new", shape, taken), 1)[0].config.train.lr == pytest.approx(wished[0])
     with pytest.raises(UserError, match="exists already"):
-        studies.import_study(url, space, tmp_path, "theirs")
+        studies.convert(url, space, tmp_path, "theirs")
 
 
 def test_faults_of_an_import_say_what_there_is(make_space: Make, tmp_path: Path) -> None:
     space, file = make_space(), tmp_path / "old.db"
     url = f"sqlite:///{file}"
     with pytest.raises(UserError, match="no such file"):
-        studies.import_study(url, space, tmp_path, "x")
+        studies.convert(url, space, tmp_path, "x")
     assert not file.exists()
     with pytest.raises(UserError, match="no such file"):
-        studies.import_study(str(tmp_path / "nothing.log"), space, tmp_path, "x")
+        studies.convert(str(tmp_path / "nothing.log"), space, tmp_path, "x")
     (tmp_path / "text").write_text("no journal\nat all\n")
     sqlite3.connect(tmp_path / "other.db").execute("create table mine (x)")
     for other in (str(tmp_path / "text"), f"sqlite:///{tmp_path / 'text'}", f"sqlite:///{tmp_path / 'other.db'}"):
         with pytest.raises(UserError, match="cannot be read as an Optuna storage"):
-            studies.import_study(other, space, tmp_path, "x")
+            studies.convert(other, space, tmp_path, "x")
     tables = sqlite3.connect(tmp_path / "other.db").execute("select name from sqlite_master").fetchall()
     assert tables == [("mine",)]
     study_at(url, "a", lr="rate")
     with pytest.raises(UserError, match=r"momentum, rate.*train\.lr"):
-        studies.import_study(url, space, tmp_path, "x")
+        studies.convert(url, space, tmp_path, "x")
     study_at(url, "b")
     with pytest.raises(UserError, match=r"--study \(a, b\)"):
-        studies.import_study(url, space, tmp_path, "x")
+        studies.convert(url, space, tmp_path, "x")
     with pytest.raises(UserError, match=r"unknown study 'aa'; did you mean 'a'"):
-        studies.import_study(url, space, tmp_path, "x", "aa")
+        studies.convert(url, space, tmp_path, "x", "aa")
     optuna.create_study(storage=url, study_name="empty")
     with pytest.raises(UserError, match="no finished trial"):
-        studies.import_study(url, space, tmp_path, "x", "empty")
+        studies.convert(url, space, tmp_path, "x", "empty")
     assert not (tmp_path / "x").exists()

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from hksd.data import DataSet
-from hksd.loop import Result
-from hksd.objective import verify
-from hksd.train import fit
+from hksd.fit import fit
+from hksd.run.loop import Result
+from hksd.run.objective import verify
 
 Make = Callable[..., Any]
 RUNS: dict[str, dict[str, Any]] = {

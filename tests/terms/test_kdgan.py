@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hksd import models
-from hksd.config import Terms
+from hksd.config.run import Terms
 from hksd.errors import UserError
 from hksd.models.taps import Out, TappedNet
-from hksd.objective import Objective
+from hksd.run.objective import Objective
 from hksd.terms.base import Setting
 from hksd.terms.kd import kd_loss
 from hksd.terms.kdgan import Kdgan, KdganConfig, concrete, mimic_loss

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from hksd import config
+from hksd.config import run as config
+from hksd.config.train import learning_rate
 from hksd.modes import MODES
-from hksd.objective import verify
+from hksd.run.objective import verify
 from hksd.terms import TERMS
-from hksd.training import learning_rate
-from search import space as spaces
+from hksd_search.space import space as spaces
 
-FILES = sorted((Path(spaces.__file__).resolve().parent.parent / "spaces" / "paper").glob("*.yaml"))
+FILES = sorted((Path(__file__).resolve().parents[2] / "spaces" / "paper").glob("*.yaml"))
 CLASSES = {"cifar10": 10, "cifar100": 100}
 USUAL = {
     "kd": "kd",

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hksd.config import Terms
+from hksd.config.run import Terms
 from hksd.errors import UserError
-from hksd.objective import Objective
+from hksd.run.objective import Objective
 from hksd.terms.review import BatchNorm, Fusion, Review, ReviewConfig, hcl
 
 Make = Callable[..., tuple]

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hksd.config import RunConfig
+from hksd.config.run import RunConfig
 from hksd.data import DataSet
+from hksd.fit import fit
 from hksd.terms import TERMS
 from hksd.terms.logits import LogitsConfig
-from hksd.train import fit
 
 Make = Callable[..., RunConfig]
 EPOCHS = 20
@@ -87,8 +87,8 @@ def test_a_hint_comes_first_and_the_classes_after_it(make_config: Make, digits: 
 
 
 def test_what_learns_on_its_own_rests_while_the_weight_does(make_taps: Callable[..., Any]) -> None:
-    from hksd.config import Terms
-    from hksd.objective import Objective
+    from hksd.config.run import Terms
+    from hksd.run.objective import Objective
 
     shapes, student = make_taps()
     teacher = make_taps(seed=1)[1]

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from hksd.config import RunConfig
+from hksd.config.run import RunConfig
 from hksd.data import DataSet
+from hksd.fit import fit
 from hksd.terms import TERMS
-from hksd.train import fit
 
 Make = Callable[..., RunConfig]
 TERMS_OF_A_RUN: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""A run under way: the loop, what it adds up, saves, measures and tells."""

@@ -1,0 +1,206 @@
+"""The teacher stage: train or load the teacher, train its attention estimators, freeze both.
+
+The estimators learn with the task loss (a linear head per level) on the frozen teacher; that is the "task-driven"
+part. When and how the papers train them is unknown: RECONSTRUCTED. All levels are trained in one go, so a search over
+the depth needs one teacher stage. Everything is cached by content: configuration, data, and for a loaded teacher the
+bytes of its file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hksd import models
+from hksd.attention import HierarchicalAttention
+from hksd.config.run import RunConfig, TeacherConfig, Terms
+from hksd.config.train import TrainConfig
+from hksd.data import DataSet
+from hksd.data.augment import Batches, batches_of
+from hksd.device import memory, precision
+from hksd.device.device import isolated, resolve_device
+from hksd.errors import RunError, UserError
+from hksd.models import weights, zoo
+from hksd.models.taps import TappedNet
+from hksd.run import loop
+from hksd.run.evaluate import EVALUATION_BATCH, accuracy, predict
+from hksd.teacher import estimators
+from hksd.teacher.cache import attention_name, key_of, remembered, spec_of
+from hksd.teacher.estimators import Progress
+from hksd.teacher.teacher import Teacher
+from hksd.terms.ce import CrossEntropyConfig
+
+
+def prepare(
+    config: RunConfig, data: DataSet, *, cache_dir: Path | None = None, on_progress: Progress | None = None
+) -> Teacher:
+    """Make the teacher that `config` asks for, or take it from the cache.
+
+    Args:
+        config: a run with a teacher section.
+        data: its images.
+        cache_dir: folder that keeps teachers by content; None keeps nothing.
+        on_progress: called after every epoch of training.
+
+    Raises:
+        UserError: no teacher section; a checkpoint that cannot be read or does not fit.
+        RunError: the teacher is less accurate than `teacher.min_accuracy`.
+    """
+    settings = config.teacher
+    if settings is None:
+        raise UserError("teacher: this run has no teacher section")
+    return _Stage(config, settings, data, cache_dir, on_progress or (lambda *_: None)).teacher()
+
+
+Trained = tuple[HierarchicalAttention, dict[str, Any]]  # estimators, and facts such as their accuracy
+
+
+class _Stage:
+    """The teacher stage of one run: the network first, then its estimators where a term reads squeezed vectors.
+
+    Args:
+        config: the run.
+        settings: its teacher section.
+        data: its images.
+        cache_dir: folder that keeps teachers by content; None keeps nothing.
+        report: called after every epoch of training.
+    """
+
+    def __init__(
+        self, config: RunConfig, settings: TeacherConfig, data: DataSet, cache_dir: Path | None, report: Progress
+    ):
+        self.config, self.settings, self.data, self.report = config, settings, data, report
+        self.device = resolve_device(config.train.device)
+        self.numbers = precision.resolve(settings.precision, self.device)
+        self.spec = spec_of(config)
+        self.joint = self.spec is not None and settings.attention.mode == "joint"
+        self.key = key_of(config, settings, data)
+        self.folder = cache_dir / self.key if cache_dir else None
+
+    def teacher(self) -> Teacher:
+        """Make or load both parts and freeze them; see `prepare`."""
+        network, facts, cached = remembered(self.folder, "teacher", self._empty, self._network)
+        network.to(self.device).eval().requires_grad_(False)
+        memory.lay_out(network, torch.channels_last)
+        if facts["accuracy"] < self.settings.min_accuracy:
+            raise RunError(
+                f"the teacher {self.settings.model} reaches {facts['accuracy']:.2%} on the validation split, "
+                f"below teacher.min_accuracy {self.settings.min_accuracy:.2%}: "
+                "train it longer, take another, or lower the demand"
+            )
+        if self.spec is None:
+            return Teacher(network, None, facts["accuracy"], (), self.key, cached)
+        spec = self.spec
+        attention, found, kept = remembered(
+            self.folder,
+            attention_name(spec, self.settings),
+            lambda: HierarchicalAttention(network.shapes, network.shapes.stages, spec),
+            lambda: self._jointly[1] if self.joint else self._attention(network),
+        )
+        attention.to(self.device).eval().requires_grad_(False)
+        return Teacher(network, attention, facts["accuracy"], tuple(found["accuracy"]), self.key, cached and kept)
+
+    def _empty(self) -> TappedNet:
+        return models.make(self.settings.spec(), **self.data.image_shape)
+
+    def _network(self) -> tuple[TappedNet, dict[str, Any]]:
+        """Train the network, or take the weights that the settings name."""
+        settings = self.settings
+        if self.joint:
+            network = self._jointly[0]
+        elif settings.checkpoint is None and not settings.pretrained:
+            trained = loop.run(
+                _training(self.config, settings),
+                self.data,
+                None,
+                out_dir=self.folder / "training" if self.folder else None,  # an interrupted training goes on from there
+                on_epoch=lambda r: self.report("teacher", r.epoch, r.epochs, r.val_accuracy),
+            )
+            return trained.student, {"accuracy": trained.val_accuracy}
+        else:
+            network = self._empty()
+            if settings.checkpoint is not None:
+                weights.load_into(network, Path(settings.checkpoint))
+            else:
+                network.bare.load_state_dict(_published(settings, self.data))
+        return network, {"accuracy": self._validate(network.to(self.device))}
+
+    @cached_property
+    def _jointly(self) -> tuple[TappedNet, Trained]:
+        """A fresh network and its estimators, trained together.
+
+        Where the network was kept and its estimators were not, one training repeats both.
+        """
+        with isolated(self.settings.seed, self.settings.threads, self.device):
+            network = self._empty().to(self.device)
+            shape = {"in_channels": self.data.channels, "image_size": self.data.image_size}
+            suited = precision.suited(self.numbers, self.settings.precision, network, **shape)
+            return network, self._learn(network, suited)
+
+    def _attention(self, network: TappedNet) -> Trained:
+        """The estimators of a frozen network."""
+        with isolated(self.settings.seed, self.settings.threads, self.device):
+            return self._learn(network, self.numbers)
+
+    def _learn(self, network: TappedNet, numbers: precision.Precision) -> Trained:
+        assert self.spec is not None
+        views = self._batches(augment=True), self._batches(augment=False)
+        classes = len(self.data.classes)
+        return estimators.train(network, self.spec, self.settings, *views, classes, self.report, numbers)
+
+    def _batches(self, augment: bool) -> Batches:
+        split = self.data.train if augment else self.data.validation
+        return batches_of(split, self.data, self.config.data, self.device, augment=augment)
+
+    def _validate(self, network: TappedNet) -> float:
+        logits, labels = predict(network, self._batches(augment=False).plain(EVALUATION_BATCH))
+        return accuracy(logits, labels)
+
+
+def missing(config: RunConfig, data: DataSet, cache_dir: Path) -> dict[Path, str]:
+    """What `prepare` would have to train, as it is not in the cache: files, with ``teacher`` or ``attention``.
+
+    Args:
+        config: a run with a teacher section.
+        data: its images.
+        cache_dir: folder that keeps teachers by content.
+    """
+    settings, spec = config.teacher, spec_of(config)
+    assert settings is not None
+    folder = cache_dir / key_of(config, settings, data)
+    parts = {folder / "teacher.json": "teacher"}
+    if spec is not None:
+        parts[folder / f"{attention_name(spec, settings)}.json"] = "attention"
+    return {file: part for file, part in parts.items() if not file.exists()}
+
+
+def _training(config: RunConfig, settings: TeacherConfig) -> RunConfig:
+    """The run that trains a teacher: the same loop, cross-entropy alone."""
+    return RunConfig(
+        data=replace(config.data, limit=None, image_size=None, validation=0.1),  # the images are given; views count
+        student=settings.as_student(),
+        terms=Terms({"ce": CrossEntropyConfig()}),
+        train=TrainConfig(
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            device=config.train.device,
+            threads=settings.threads,
+            precision=settings.precision,
+        ),
+        seed=settings.seed,
+    )
+
+
+def _published(settings: TeacherConfig, data: DataSet) -> dict[str, Tensor]:
+    shape = data.image_shape
+    try:
+        return zoo.pretrained_state(settings.model, in_channels=shape["in_channels"], classes=shape["classes"])
+    except models.NetworkError as error:
+        raise UserError(f"{settings.place}.{error}") from error

@@ -1,0 +1,1 @@
+"""Everything that knows Ray or lives on a worker."""

@@ -1,0 +1,195 @@
+"""The thin layer between the ledger and Ray Tune: a searcher, a scheduler, the call of the tuner."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from hksd.config.run import StudentConfig, dump
+from hksd.data import DataSet
+from hksd_search.backend import guards, packing
+from hksd_search.backend.packing import Packing, Usage
+from hksd_search.backend.ray_watch import RayWatch, Restart
+from hksd_search.backend.schedulers import LedgerScheduler, remove_checkpoints
+from hksd_search.backend.trial import run_trial
+from hksd_search.ending import Why
+from hksd_search.ledger import Ledger
+from hksd_search.space.space import Space
+from hksd_search.strategy.population import boundaries
+from hksd_search.study.records import trial_folder
+
+
+class LedgerSearcher(Searcher):  # type: ignore[misc]
+    """Tune's view of the ledger. Holds no state of its own: the study has it, outside Tune's pickles.
+
+    Args:
+        ledger: of the search.
+        folder: of the search; a worker that dies leaves its last words there.
+        watch: knows whether Ray itself has died.
+    """
+
+    def __init__(self, ledger: Ledger, folder: Path, watch: RayWatch | None = None):
+        super().__init__(metric="val_accuracy", mode="max")
+        self.ledger: Ledger | None = ledger
+        self.folder, self.longest = folder, 0.0  # seconds of an epoch
+        self.watch: RayWatch | None = watch
+        self.numbers: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "ledger": None, "watch": None}
+
+    def suggest(self, trial_id: str) -> Any:
+        """See ray.tune.search.Searcher."""
+        assert self.ledger is not None
+        assignment = self.ledger.next()
+        if assignment is None:
+            # A trial that runs may be lost and come back: asked again later.
+            return None if self.ledger.live and not self.ledger.stopping else Searcher.FINISHED
+        self.numbers[trial_id] = assignment.number
+        fork = asdict(assignment.fork) if assignment.fork else {}
+        told = {"number": assignment.number, "arm": assignment.arm or "", "fork": json.dumps(fork)}
+        return {**told, "config": json.dumps(dump(assignment.config)), "longest": self.longest}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """See ray.tune.search.Searcher."""
+        assert self.ledger is not None
+        if "fault" not in result and "epoch" in result:
+            self.longest = max(self.longest, float(result["seconds"]))
+            self.ledger.report(self.numbers[trial_id], unflatten(result))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """See ray.tune.search.Searcher."""
+        assert self.ledger is not None
+        result = result or {}
+        if not error:
+            self.on_trial_result(trial_id, result)
+        number = self.numbers.pop(trial_id)
+        if error:
+            if self.watch is not None:
+                self.watch.check()  # all workers die with Ray: no fault of their trials
+            reason, strikes = guards.last_words(trial_folder(self.folder, number))
+            self.ledger.lost(number, reason, strikes)
+        elif result.get("kind") == "disk full":
+            self.ledger.stop(Why.FAULT, f"the disk is full: {result['fault'].partition(': ')[2]}")
+            self.ledger.finish(number)
+        elif result.get("kind") == "again":
+            self.ledger.lost(number, result["fault"])
+        else:
+            self.ledger.finish(number, result.get("fault"))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+        Path(checkpoint_path).write_text("the study has the state\n")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+def unflatten(result: dict[str, Any]) -> dict[str, Any]:
+    """Undo Tune's flattening of the nested parts of an epoch report (``terms/kd``, ``diagnostics/adversarial/...``)."""
+    nested: dict[str, Any] = {"terms": {}, "diagnostics": {}}
+    for key, value in result.items():
+        section, slash, name = key.partition("/")
+        if slash and section in nested:
+            nested[section][name] = value
+        elif key not in nested:
+            nested[key] = value
+    return nested
+
+
+def pack(space: Space, student: StudentConfig, data: DataSet, cache_dir: Path) -> Packing:
+    """Find out how many trials share a GPU (`backend.packing`), with a dry run where the space leaves it open.
+
+    Args:
+        space: the space.
+        student: the largest student there will be.
+        data: its images.
+        cache_dir: folder of cached teachers.
+    """
+    have = ray.cluster_resources()
+
+    def try_out() -> Usage:
+        config = space.middle({"student": dump(student)})
+        run = ray.remote(num_gpus=1, max_calls=1)(packing.measured)  # its process ends and leaves no memory occupied
+        usage: Usage = ray.get(run.remote(config, data, cache_dir))
+        return usage
+
+    wanted = str(space.tree["train"].get("device", "auto")) != "cpu"
+    cpus = int(have.get("CPU", 0) // space.search.resources.cpu)
+    return packing.decide(space.search.resources.gpu, wanted, have.get("GPU", 0), cpus, try_out)
+
+
+def concurrent_trials(space: Space, gpu: float) -> int:
+    """Trials at once, each with that many GPUs; see `hksd_search.backend.packing.trials_at_once`."""
+    have = ray.cluster_resources()
+    return packing.trials_at_once(space.search, gpu, have.get("CPU", 0), have.get("GPU", 0))
+
+
+def tune_trials(
+    ledger: Ledger,
+    data: DataSet,
+    folder: Path,
+    cache_dir: Path,
+    gpu: float = 0.0,
+    trial: Callable[..., None] = run_trial,
+    restart: Restart | None = None,
+) -> None:
+    """Train what the ledger hands out until it hands out no more.
+
+    Args:
+        ledger: hands out trials.
+        data: their images.
+        folder: folder of the search.
+        cache_dir: folder of cached teachers.
+        gpu: GPUs of a trial.
+        trial: what trains one; takes the arguments of `run_trial`.
+        restart: what to do when Ray dies; None leaves it to Ray, which ends the process.
+    """
+    fixed: dict[str, Any] = {"search": str(folder), "cache_dir": str(cache_dir), "home": str(Path.cwd()), "share": gpu}
+    fixed["shared"] = json.dumps(dump(ledger.space.middle({})))
+    fixed["keep"] = list(boundaries(ledger.space))
+    resources, concurrent = ledger.space.search.resources, concurrent_trials(ledger.space, gpu)
+    memory = None if resources.memory_gb is None else int(resources.memory_gb * guards.GB)
+    rules = guards.Rules(ledger.space.search.epoch_timeout, memory, concurrent, resources.cpu)
+    trainable = tune.with_resources(
+        tune.with_parameters(trial, data=data, rules=rules, **fixed), {"cpu": resources.cpu, "gpu": gpu}
+    )
+    # All workers start together. When one starts alone and another comes free meanwhile, Tune hands that one over and
+    # takes the start back, over and over: with short trials only one worker ever trains.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(concurrent))
+    watch = None
+    if restart is not None:
+        ledger.events.reported.append(restart.progress)
+        watch = RayWatch(restart, lambda: ledger.stopping)
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=LedgerSearcher(ledger, folder, watch),
+            scheduler=LedgerScheduler(ledger),
+            num_samples=-1,
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
+    )
+    try:
+        tuner.fit()
+    except Exception as error:  # Tune keeps files of its own, and turns what happened there into text
+        full = guards.full(error) or any(os.strerror(number) in str(error) for number in guards.FULL)
+        if not full and not (ledger.end and ledger.end.why is Why.FAULT):
+            raise
+        ledger.stop(Why.FAULT, f"the disk is full: {folder}")
+    finally:
+        if watch is not None:
+            watch.close()
+    if not ledger.stopping:  # the search is over: nobody is forked any more
+        remove_checkpoints(folder)

@@ -1,0 +1,109 @@
+"""The `hksd` command. Heavy imports are inside the commands, so that `hksd --help` answers at once.
+
+Exit codes: 0 ok, 1 the run failed, 2 the user can mend it, 130 interrupted. With --json, standard output carries one
+JSON object and nothing else; everything for people goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from hksd.errors import RunError, Stopped, UserError
+from hksd_search.commands import (
+    confirm,
+    doctor,
+    estimate,
+    evaluate,
+    export,
+    import_study,
+    methods,
+    report,
+    search,
+    space,
+    status,
+    teacher,
+    train,
+)
+from hksd_search.commands.options import FAILED, INTERRUPTED, USER_ERROR
+
+
+@contextlib.contextmanager
+def _exit_codes(as_json: bool) -> Iterator[None]:
+    """Turn errors into messages and exit codes; an error of ours keeps its stack trace."""
+
+    def stop(message: str, code: int) -> None:
+        typer.echo(message, err=True)
+        if as_json:
+            typer.echo(json.dumps({"error": message, "exit_code": code}))
+        sys.stdout.flush()
+        sys.exit(code)
+
+    try:
+        yield
+    except UserError as error:
+        stop(f"error: {error}" if "\n" not in str(error) else f"error:\n{error}", USER_ERROR)
+    except RunError as error:
+        stop(f"failed: {error}", FAILED)
+    except KeyboardInterrupt as error:
+        stop(str(error) or "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except Stopped as error:
+        stop(f"stopped; everything is saved. Resume with:\n  {error}", INTERRUPTED)
+
+
+class Commands(TyperGroup):
+    """The group of commands; sees errors and Ctrl-C before typer does."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with _exit_codes("--json" in sys.argv[1:]):
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="hksd",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Search for the best small student of a teacher network.\n\nStart with `hksd search quickstart`.",
+)
+
+for _command in (
+    doctor,
+    methods,
+    space,
+    teacher,
+    train,
+    estimate,
+    search,
+    status,
+    confirm,
+    report,
+    export,
+    evaluate,
+    import_study,
+):
+    _name = _command.__name__.rpartition(".")[2]
+    app.command(_name.replace("_", "-"), epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
+
+
+def main() -> None:
+    """Entry point of the `hksd` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

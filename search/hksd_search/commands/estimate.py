@@ -1,0 +1,104 @@
+"""`hksd estimate`: what a search would cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hksd_search.commands.options import DEFAULT_RUNS, Address, Json, Overrides, Runs
+from hksd_search.commands.output import Output
+
+if TYPE_CHECKING:
+    from hksd_search.estimate.estimate import Estimate
+    from hksd_search.estimate.forecast import Span
+
+EXAMPLE = "`hksd estimate cifar10 --set data.root=data/cifar10 --trials 100 --price 0.5`"
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+GIB = 2**30
+
+
+def estimate(
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="Name of a shipped space, or a path.")],
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials to train, in place of the space's number.")] = None,
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at once, in place of the space's.")] = None,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="Cores that the search will have; default those here.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs that the search will have; default those here.")] = None,
+    price: Annotated[float | None, typer.Option(help="Money that a device costs in an hour.")] = None,
+    address: Address = None,
+    overrides: Overrides = None,
+    runs: Runs = DEFAULT_RUNS,
+    as_json: Json = False,
+) -> None:
+    """Measure a few steps and say what a search would take: time, memory, money. Trains and keeps nothing."""
+    from hksd_search.estimate import estimate as estimates
+    from hksd_search.space import space as spaces
+
+    output = Output(as_json)
+    given = {"concurrent": concurrent, "price": price}
+    changed = [f"search.{key}={value}" for key, value in given.items() if value is not None]
+    parsed = spaces.load(space, [*(overrides or []), *changed]).with_trials(trials)
+    machine = estimates.machine_here(address, cpus, gpus)
+
+    def say(text: str) -> None:
+        output.console.print(text, highlight=False, markup=False)
+
+    found = estimates.estimate(parsed, machine, runs=runs, say=say)
+
+    def show(console: Console) -> None:
+        for line in lines(found, parsed.search.max_device_hours, parsed.search.max_cost):
+            console.print(line, highlight=False, markup=False)
+
+    output.give({"name": parsed.name, **found.facts()}, show)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: seconds, minutes, hours or days, to two or three digits."""
+    for unit, size in (("days", DAY), ("h", HOUR), ("min", MINUTE)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}" if seconds < 100 * size else f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def between(span: Span, show: Any) -> str:
+    """The likely value, with the low and the high one behind it."""
+    return f"{show(span.likely)}  ({show(span.low)} to {show(span.high)})"
+
+
+def lines(found: Estimate, max_device_hours: float | None, max_cost: float | None) -> list[str]:
+    """An estimate for people: likely values, low and high ones in brackets."""
+    kinds = {"teacher": "the teacher", "attention": "attention estimators"}
+    parts = " and ".join(kinds[part] for part in dict.fromkeys(found.missing))
+    stage = f"{duration(found.teacher_seconds)}, training {parts}" if found.missing else "cached"
+    if found.knowledge_seconds:
+        stage += f"; what it says of all views: {duration(found.knowledge_seconds)}, once, within the trials"
+    device = "GPU" if found.gpu else "a trial's cores"
+    said = [
+        f"teacher stage   {stage}",
+        f"a trial         {between(found.trial_seconds, duration)} of training, "
+        f"{found.expected_epochs:.1f} of {found.epochs} epochs expected",
+        f"the search      {between(found.wall_hours.times(HOUR), duration)} for {found.trials} trials, "
+        f"{found.at_once} at once",
+        f"device hours    {between(found.device_hours, lambda value: f'{value:.3g}')}, a device being {device}",
+        f"memory          {found.peak_bytes / GIB:.1f} GiB for each trial process"
+        + (f", {found.gpu_bytes / GIB:.1f} GiB of its GPU" if found.gpu else ""),
+    ]
+    if found.gpu_reason:
+        said.append(f"GPUs            {found.gpu_reason}")
+    if found.cost is not None:
+        said.append(
+            f"money           {between(found.cost, lambda value: f'{value:.2f}')} at {found.price:g} a device hour"
+        )
+    said += [
+        f"warning: search.{name} = {cap:g} ends it early, at about {cap / likely:.0%}"
+        for name, cap, likely in (
+            ("max_device_hours", max_device_hours, found.device_hours.likely),
+            ("max_cost", max_cost, found.cost.likely if found.cost else 0.0),
+        )
+        if cap is not None and likely > cap
+    ]
+    said.append(f"measured in {duration(found.seconds)}: some steps of {found.measured} runs, {found.workers} at once")
+    return said

@@ -1,0 +1,36 @@
+"""`hksd export`: write a student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hksd_search.commands.options import DEFAULT_RUNS, Json, Name, Runs
+from hksd_search.commands.output import Output
+
+EXAMPLE = "`hksd export first --trial 7 --to out/student`"
+
+
+def export(
+    name: Name,
+    trial: Annotated[int | None, typer.Option(min=0, help="Trial to export; default the best.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder to write to; default runs/NAME/export.")] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write student.onnx too, checked in ONNX Runtime.")] = False,
+    runs: Runs = DEFAULT_RUNS,
+    as_json: Json = False,
+) -> None:
+    """Write a student as best.yaml, student.safetensors, student.pt2 and card.md; with --onnx, student.onnx too."""
+    from hksd_search import console
+    from hksd_search.export import export_trial
+    from hksd_search.study import reading as results
+
+    output = Output(as_json)
+    found = results.open_search(runs, name)
+    chosen = trial if trial is not None else (found.best.number if found.best else None)
+    where = export_trial(found, trial, to, onnx=onnx)
+    output.give(
+        {"name": name, "trial": chosen, "export": str(where)},
+        lambda out: out.print(f"trial {chosen} exported to {console.relative(where)}", highlight=False),
+    )

@@ -1,0 +1,336 @@
+"""What a search would cost, measured beforehand by a dry run of a few steps (`hksd estimate`)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hksd import data as datasets
+from hksd.config.run import RunConfig, TeacherConfig
+from hksd.data import DataSet
+from hksd.errors import RunError, UserError
+from hksd.models.size import size_of
+from hksd.teacher import prepare as teachers
+from hksd.teacher.plan import live_because
+from hksd_search.backend import packing
+from hksd_search.backend.connect import start_ray
+from hksd_search.caps import HOUR, device_hours
+from hksd_search.estimate import dry_run, forecast
+from hksd_search.estimate.dry_run import Findings, Stage
+from hksd_search.estimate.forecast import Plan, Span, Work, around
+from hksd_search.session import IMAGES, TEACHERS
+from hksd_search.space.arms import Competitors
+from hksd_search.space.preview import check_knowledge, random_draws
+from hksd_search.space.sizes import Meter, check_feasible, within
+from hksd_search.space.space import Space
+from hksd_search.strategy import stopping
+from hksd_search.teaching import Teaching, with_teacher
+
+DRAWN = 200  # random draws that the forecast is averaged over
+MEASURED = 12  # draws that the dry run trains for some steps
+STARTS = 3.0  # time until the first trial trains, and from the last to the end, in starts of a worker of the dry run
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a search would run on.
+
+    Attributes:
+        cpus: processor cores.
+        gpus: GPUs.
+        address: Ray cluster; None is this machine.
+    """
+
+    cpus: int
+    gpus: float
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a search would cost.
+
+    Attributes:
+        trials: trials to train, the arms included.
+        at_once: trials that train at once.
+        gpu: GPUs of a trial.
+        gpu_reason: how many trials share a GPU and why; empty without one.
+        teacher_seconds: training of the teacher and its estimators; 0 where they are cached.
+        missing: what of them is not cached.
+        knowledge_seconds: what the teacher says of all views, computed once by the trials.
+        trial_seconds: training of a drawn trial (see `hksd_search.estimate.forecast.Totals`).
+        expected_epochs: of a drawn trial.
+        epochs: of a trial that is not stopped.
+        wall_hours: of the whole search, the teacher stage included.
+        device_hours: of training, the teacher's included (see `hksd_search.caps`).
+        cost: money at `price`; None without one.
+        price: of a device hour.
+        peak_bytes: memory of a trial process (resident set), without the images that all trials share.
+        gpu_bytes: GPU memory of a trial process; 0 without a GPU.
+        measured: runs that were measured.
+        workers: processes that measured at once.
+        seconds: what the estimate itself took.
+    """
+
+    trials: int
+    at_once: int
+    gpu: float
+    gpu_reason: str
+    teacher_seconds: float
+    missing: tuple[str, ...]
+    knowledge_seconds: float
+    trial_seconds: Span
+    expected_epochs: float
+    epochs: int
+    wall_hours: Span
+    device_hours: Span
+    cost: Span | None
+    price: float | None
+    peak_bytes: int
+    gpu_bytes: int
+    measured: int
+    workers: int
+    seconds: float
+
+    def facts(self) -> dict[str, Any]:
+        """All of it for machines."""
+        return asdict(self)
+
+
+def estimate(space: Space, machine: Machine, *, runs: Path, say: Callable[[str], None]) -> Estimate:
+    """Measure a few steps of some draws of a space and forecast the search.
+
+    Args:
+        space: what would be searched; `search.price` gives money.
+        machine: what it would run on; with an address, this process is connected to that cluster.
+        runs: folder of cached teachers and images; no teacher is written there.
+        say: told what goes on.
+
+    Raises:
+        UserError: wrong data, limits, resources, or no draw makes a valid run.
+        RunError: no run could be measured.
+    """
+    begun = time.monotonic()
+    middle = space.middle({})
+    data = datasets.load(middle.data, runs / IMAGES)
+    shape = data.image_shape
+    meter = Meter(shape)
+    largest = check_feasible(space, meter)
+    check_knowledge(space, shape)
+    competitors = Competitors(space, largest, shape["image_size"])
+    arms = list(competitors.published.values())[: space.search.trials]
+    if not machine.gpus:
+        packing.trials_at_once(space.search, 0.0, machine.cpus, 0.0)  # a fault comes before the measuring
+    drawn = [run for one in competitors.spaces.values() for run in feasible_draws(one, meter)]
+    chosen = [*arms, *spread(drawn, meter, MEASURED)]
+    batch = max([middle.train.batch_size, *(run.train.batch_size for run in chosen), *_teacher_batches(middle)])
+    small = dry_run.miniature(data, batch)
+    shared = dry_run.shortened(middle)
+    taught = with_teacher(arms, middle)
+    absent = {file: part for run in taught for file, part in teachers.missing(run, data, runs / TEACHERS).items()}
+    missing = tuple(sorted(absent.values(), reverse=True))
+    with tempfile.TemporaryDirectory(prefix="hksd-estimate-") as scratch:
+        cache = Path(scratch) / TEACHERS
+        say("measuring some steps of the teacher" if missing else "the teacher is cached; a small one stands in for it")
+        stage = dry_run.time_teacher([dry_run.shortened(run) for run in taught], small, cache)
+        teaching = Teaching(shared, small, teachers.prepare(shared, small, cache_dir=cache), cache)
+        teaching.build_all()
+        packed = _packed(replace(shared, student=largest), small, cache, space, machine)
+        at_once = packing.trials_at_once(space.search, packed.gpu, machine.cpus, machine.gpus)
+        workers = min(at_once, len(chosen), _capacity(machine, space, packed.gpu))
+        say(f"measuring some steps of {len(chosen)} runs, {workers} at once")
+        jobs = dry_run.jobs([dry_run.shortened(run) for run in chosen], shared, small, cache, workers)
+        found = _measure(jobs, machine, space, packed.gpu)
+    knowledge = _knowledge_seconds(teaching, middle, data, small, missing, runs / TEACHERS)
+    works = [_work(run, meter, len(data.train)) for run in chosen]
+    seconds, noise = _step_seconds(found, [dry_run.steps(len(small.train), run.train.batch_size) for run in chosen])
+    fit = forecast.fitted([works[number] for number in seconds], list(seconds.values()))
+    count = max(space.search.trials - len(arms), 0)
+    groups = len(competitors.spaces)  # trials are stopped early by comparison with those of their own space
+    grace, epochs = stopping.grace_epochs(space), stopping.total_epochs(space)
+    expected = forecast.expected_epochs(space.search.scheduler, grace, count // groups, epochs)
+    plan = Plan(
+        drawn=count,
+        arms=tuple(
+            seconds[number] * works[number].steps if number in seconds else fit.epoch_seconds(works[number])
+            for number in range(len(arms))
+        ),
+        epochs=epochs,
+        first_rung=grace,
+        expected=expected,
+        at_once=at_once,
+        knowledge_seconds=knowledge,
+        first_seconds=float(np.mean([each.first_seconds for each in found])),
+    )
+    epoch_seconds = [fit.epoch_seconds(_work(run, meter, len(data.train))) for run in drawn]
+    sums = forecast.totals(plan, epoch_seconds, fit.error / len(seconds) ** 0.5, noise)
+    stage_seconds = _teacher_seconds(stage, middle, data, small, missing)
+    start = STARTS * float(np.mean([each.start_seconds for each in found]))
+    hours = around(device_hours(sums.training, packed.gpu) + stage_seconds / HOUR, sums.error)
+    price = space.search.price
+    return Estimate(
+        trials=count + len(plan.arms),
+        at_once=at_once,
+        gpu=packed.gpu,
+        gpu_reason=packed.reason,
+        teacher_seconds=stage_seconds,
+        missing=missing,
+        knowledge_seconds=knowledge,
+        trial_seconds=sums.trial,
+        expected_epochs=expected,
+        epochs=epochs,
+        wall_hours=around((sums.wall + stage_seconds + start) / HOUR, sums.error),
+        device_hours=hours,
+        cost=None if price is None else hours.times(price),
+        price=price,
+        peak_bytes=max(each.peak_bytes for each in found),
+        gpu_bytes=max(each.gpu_bytes for each in found),
+        measured=len(seconds),
+        workers=workers,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def feasible_draws(space: Space, meter: Meter) -> list[RunConfig]:
+    """Random draws within the limits.
+
+    Raises:
+        UserError: there is none.
+    """
+    drawn = [run for run in random_draws(space, DRAWN) if not within(space.search.limits, meter.costs(run.student))]
+    if not drawn:
+        raise UserError(f"{space.source}: no random draw of this space makes a valid run within the limits")
+    return drawn
+
+
+def spread(drawn: Sequence[RunConfig], meter: Meter, count: int) -> list[RunConfig]:
+    """Some of the draws, at even distances in the order of their MFLOPs."""
+    ordered = sorted(drawn, key=lambda run: meter.costs(run.student)["mflops"])
+    count = min(count, len(ordered))
+    return [ordered[int((at + 0.5) * len(ordered) / count)] for at in range(count)]
+
+
+def machine_here(address: str | None, cpus: int | None, gpus: int | None) -> Machine:
+    """What a search would run on: this machine, or a cluster, with other numbers where they are given.
+
+    Raises:
+        UserError: there is no cluster, or a GPU is asked for and there is none to measure on.
+    """
+    if address is None:
+        have = Machine(len(os.sched_getaffinity(0)), torch.cuda.device_count())
+    else:
+        from hksd_search.backend import connect as ray_env
+
+        ray_env.prepare(address)
+        import ray
+
+        start_ray(address)
+        resources = ray.cluster_resources()
+        have = Machine(int(resources.get("CPU", 0)), resources.get("GPU", 0.0), address)
+    if gpus and not have.gpus:
+        raise UserError(f"--gpus {gpus}: there is no GPU here to measure on; run the estimate where there is one")
+    return replace(have, cpus=cpus or have.cpus, gpus=have.gpus if gpus is None else gpus)
+
+
+def _capacity(machine: Machine, space: Space, gpu: float) -> int:
+    """Trials that can be measured at once, on what there really is."""
+    if machine.address is not None:
+        return MEASURED
+    cores = len(os.sched_getaffinity(0)) // space.search.resources.cpu
+    return max(1, min(cores, int(torch.cuda.device_count() / gpu) if gpu else cores))
+
+
+def _packed(largest: RunConfig, data: DataSet, cache: Path, space: Space, machine: Machine) -> packing.Packing:
+    wanted = largest.train.device != "cpu"
+    cores = machine.cpus // space.search.resources.cpu
+
+    def try_out() -> packing.Usage:
+        return packing.measured(largest, data, cache)
+
+    return packing.decide(space.search.resources.gpu, wanted, machine.gpus, cores, try_out)
+
+
+def _measure(jobs: Sequence[dry_run.Job], machine: Machine, space: Space, gpu: float) -> list[Findings]:
+    if machine.address is not None:
+        return dry_run.run_on_cluster(jobs, space.search.resources.cpu, gpu)
+    return dry_run.run_here(jobs)
+
+
+def _work(run: RunConfig, meter: Meter, images: int) -> Work:
+    """What makes a step of a run long."""
+    active = run.terms.active()
+    needs = run.teacher is not None and run.terms.teacher_needs
+    live = bool(needs) and (run.train.knowledge == "live" or bool(live_because(run, **meter.shape)))
+    teacher = size_of(run.teacher.spec(), **meter.shape).mflops if live and run.teacher is not None else 0.0
+    return Work(
+        images=run.train.batch_size,
+        student=meter.costs(run.student)["mflops"],
+        teacher=teacher,
+        terms=sum(bool(term.teacher_needs) for term in active.values()),
+        steps=run.data_free.steps_per_epoch if run.data_free else dry_run.steps(images, run.train.batch_size),
+    )
+
+
+def fit_numbers(found: Sequence[Findings]) -> list[int]:
+    """Numbers of the runs that every worker could measure.
+
+    Raises:
+        RunError: there is none.
+    """
+    common = set.intersection(*(set(each.epoch_seconds) for each in found))
+    if not common:
+        problems = sorted({text for each in found for text in each.problems.values()})
+        raise RunError(f"no draw could be measured: {'; '.join(problems)}")
+    return sorted(common)
+
+
+def _step_seconds(found: Sequence[Findings], steps: Sequence[int]) -> tuple[dict[int, float], float]:
+    """Time of a step of each run, and the relative standard error of all of them, from the workers' differences."""
+    numbers = fit_numbers(found)
+    seconds = np.array([[each.epoch_seconds[number] / steps[number] for number in numbers] for each in found])
+    sums = seconds.sum(1)
+    noise = float(sums.std(ddof=1) / sums.mean()) / len(found) ** 0.5 if len(found) > 1 else 0.0
+    return dict(zip(numbers, seconds.mean(0).tolist(), strict=True)), noise
+
+
+def _teacher_batches(middle: RunConfig) -> list[int]:
+    settings = middle.teacher
+    return [settings.batch_size, settings.attention.batch_size] if settings is not None else []
+
+
+def _teacher_seconds(stage: Stage, middle: RunConfig, data: DataSet, small: DataSet, missing: Sequence[str]) -> float:
+    """Time of the teacher stage, of what is not cached."""
+    settings = middle.teacher
+    assert isinstance(settings, TeacherConfig)
+    networks, estimators = missing.count("teacher"), missing.count("attention")
+    whole = {
+        "teacher": (networks, settings.epochs, settings.batch_size),
+        "attention": (estimators, settings.attention.epochs, settings.attention.batch_size),
+        "teacher and attention": (max(networks, estimators), settings.epochs, settings.batch_size),
+    }
+    total = stage.first_seconds if missing else 0.0
+    for what, seconds in stage.epoch_seconds.items():
+        times, epochs, batch = whole[what]
+        ratio = dry_run.steps(len(data.train), batch) / dry_run.steps(len(small.train), batch)
+        total += times * epochs * seconds * ratio
+    return total
+
+
+def _knowledge_seconds(
+    teaching: Teaching, middle: RunConfig, data: DataSet, small: DataSet, missing: Sequence[str], cache: Path
+) -> float:
+    """Time in which trials compute what the teacher says of views that are not there yet."""
+    if teaching.cost is None:
+        return 0.0
+    views = middle.views()
+    if not missing:
+        views = Teaching(middle, data, teachers.prepare(middle, data, cache_dir=cache), cache).missing_views()
+    return views * teaching.cost.view_seconds * len(data.train) / len(small.train)

@@ -1,0 +1,121 @@
+"""Signals: what Ctrl-C, SIGTERM and a machine that goes away do to a search, and to a single run."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hksd_search.backend.stop_file import STOP_FILE
+from hksd_search.console import Display
+from hksd_search.ending import Why
+
+if TYPE_CHECKING:  # imports Optuna, which a single run does without
+    from hksd_search.ledger import Ledger
+
+GRACE = 8.0  # seconds after SIGTERM in which trials may save; the search then ends without them, to be over in 20
+
+
+class Interrupt:
+    """What signals do to a search.
+
+    Ctrl-C ends every trial after its epoch, a second one stops now. SIGTERM, which comes from a machine that is about
+    to go away, ends every trial after its step; whatever has not ended `GRACE` seconds later is left behind.
+    """
+
+    def __init__(self, display: Display, folder: Path):
+        self.display, self.stop_file = display, folder / STOP_FILE
+        self.ledger: Ledger | None = None
+        self.hurried = False
+
+    def install(self) -> None:
+        """Take over the signals; Ray, when it starts, puts a handler for SIGTERM of its own in place."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, self)
+
+    def __call__(self, number: int, frame: Any) -> None:
+        """Take a signal; before there are trials, the first one stops at once."""
+        urgent = number == signal.SIGTERM and not self.hurried
+        if self.ledger is None or (self.ledger.stopping and not urgent):
+            raise KeyboardInterrupt
+        self.ledger.stop(Why.INTERRUPTED)
+        if urgent:
+            self._hurry()
+        else:
+            self.display.line("stopping: each trial finishes its epoch and is saved (Ctrl-C again stops now)")
+
+    def disarm(self) -> None:
+        """Training is over, so no trial is waited for: from here on SIGTERM is like Ctrl-C."""
+        self.hurried = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _hurry(self) -> None:
+        self.hurried = True
+        signal.setitimer(signal.ITIMER_REAL, GRACE)
+        try:
+            self.stop_file.touch()
+        except OSError:  # a full disk: the timer ends what does not hear of it
+            self.display.line("stopping: trials cannot be told to save, their last checkpoints count")
+        else:
+            self.display.line("stopping: each trial finishes its step and is saved (Ctrl-C stops now)")
+
+
+@contextmanager
+def interruptible(display: Display, folder: Path) -> Iterator[Interrupt]:
+    """Take over SIGINT, SIGTERM and SIGALRM for the length of a search in `folder`."""
+    handler = Interrupt(display, folder)
+    handler.stop_file.unlink(missing_ok=True)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    handler.install()
+    try:
+        yield handler
+    finally:
+        handler.disarm()
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class InterruptedRun(KeyboardInterrupt):
+    """The user stopped a single run. The text says what was kept, and how to go on."""
+
+
+class Stop:
+    """SIGINT and SIGTERM for a single run: `asked` tells it to end after its step, a second signal stops now.
+
+    Nothing has to be saved before the run first asks; until then the first signal stops at once.
+
+    Args:
+        on_ask: called when the run is told to end.
+    """
+
+    def __init__(self, on_ask: Callable[[], None]):
+        self.on_ask, self.stopping, self.listening = on_ask, False, False
+
+    def asked(self) -> bool:
+        """Whether the run is to end now."""
+        self.listening = True
+        return self.stopping
+
+    def __call__(self, number: int, frame: Any) -> None:
+        """Take a signal."""
+        if self.stopping or not self.listening:
+            raise KeyboardInterrupt
+        self.stopping = True
+        self.on_ask()
+
+
+@contextmanager
+def stoppable(on_ask: Callable[[], None]) -> Iterator[Stop]:
+    """Take over SIGINT and SIGTERM for the length of a run; what the shell has a process ignore stays ignored."""
+    stop = Stop(on_ask)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    mine = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+    for number in mine:
+        signal.signal(number, stop)
+    try:
+        yield stop
+    finally:
+        for number, old in mine.items():
+            signal.signal(number, old)

@@ -1,0 +1,1 @@
+"""What comes next, and what stops early. Knows no Ray and no MLflow."""

@@ -1,0 +1,1 @@
+"""What is known of a search, on disk. Knows no Ray."""

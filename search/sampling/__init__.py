@@ -1,1 +1,0 @@
-"""How draws are made: samplers by name, the grid, and what a search starts from."""
