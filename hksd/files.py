@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+# What systems say whose folders cannot be opened or synchronised: they keep names in their own way.
+NO_SYNC = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves either the old content or the new, never a part."""
+@contextmanager
+def replaced(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
+    """Give a file to write into that takes the place of `path` at the end; not after an exception inside.
+
+    A crash leaves either the old content or the new, never a part; what else it leaves is named ``.NAME.PID.tmp``.
+
+    Args:
+        path: the file; its folder is made.
+        previous: where the old content goes, if there is any. A crash may leave it there and nothing at `path`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # or the new name may reach the disk before the content
+        if previous is not None:
+            with suppress(FileNotFoundError):
+                path.replace(previous)
         temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+    _sync(path.parent)  # or a machine that goes down now may come back with the old content
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves either the old content or the new, never a part.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replaced(path) as file:
+        file.write(content)
+
+
+def _sync(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can."""
+    try:
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise

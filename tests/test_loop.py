@@ -286,7 +286,7 @@ def test_resume_off_starts_anew(run: Callable[..., Result], whole: Result, stopp
 
 CHILD = """
 import os, pathlib, pickle, signal, sys, time
-from hksd.train import fit
+from hksd.fit import fit
 config, data, cache = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
 """
 

@@ -203,7 +203,7 @@ def test_knobs_without_effect_do_not_train_the_estimators_again(
 
 READY = """
 import pathlib, pickle, sys, time
-from hksd.teacher import prepare
+from hksd.teacher.prepare import prepare
 config, data, cache = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
 print("ready", flush=True)
 while not pathlib.Path(sys.argv[2]).exists():

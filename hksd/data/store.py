@@ -14,21 +14,22 @@ import logging
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
+from hksd.cache import LockError, made_once
 from hksd.data.dataset import AnySplit, DataSet, Split
 from hksd.data.raw import FileState
 from hksd.data.settings import DataConfig
 from hksd.errors import DataError
+from hksd.files import replaced
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -74,19 +75,28 @@ def remember(
     key = key_of(config, state())
     if key is None:
         return make()
-    file = store / key / IMAGES
+    file, lock = store / key / IMAGES, store / key / ".lock"
     try:
         return _open(file)
     except (OSError, _DamagedError):
         pass  # judged again with the lock, when nobody is about to replace it
-    with _locked(file.parent) as writable:
-        if writable and (found := _recall(file)) is not None:
-            return found
-        made = make()
-        # Files that changed meanwhile may have been read half before and half after.
-        if writable and key_of(config, state()) == key and _keep(file, made):
-            return _recall(file) or made
-        return made
+    missing = _missing(file.parent)
+
+    def decode() -> DataSet:
+        try:
+            made = make()
+            # Files that changed meanwhile may have been read half before and half after.
+            unchanged = key_of(config, state()) == key
+        except DataError:
+            _leave_no_trace(lock, missing)
+            raise
+        return (_recall(file) or made) if unchanged and _keep(file, made) else made
+
+    try:
+        return made_once(lock, lambda: _recall(file), decode)[0]
+    except LockError as error:
+        _warn(file.parent, error)
+        return make()
 
 
 def key_of(config: DataConfig, states: Iterable[FileState]) -> str | None:
@@ -100,36 +110,26 @@ def key_of(config: DataConfig, states: Iterable[FileState]) -> str | None:
     return digest.hexdigest()[:16] if found else None
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Make the folder and keep other processes out of it; False, with a warning, where that cannot be."""
-    lock, fault, missing = FileLock(folder / ".lock"), None, list[Path]()
-    try:
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-        fault = error
-    if fault is not None:
-        _warn(folder, fault)
-        yield False
-        return
-    try:
-        yield True
-    except DataError:  # nothing to keep: leave no trace
-        with suppress(OSError):
-            (folder / ".lock").unlink()
-            for path in missing:
-                path.rmdir()
-        raise
-    finally:
-        lock.release()
+def _missing(folder: Path) -> list[Path]:
+    """Those of a folder and its parents that are not there, from the inside out."""
+    with suppress(OSError):  # what may not be looked at is not ours to remove
+        return [path for path in (folder, *folder.parents) if not path.exists()]
+    return []
 
 
-def _warn(folder: Path, error: Exception) -> None:
-    reason = getattr(error, "strerror", None) or error
+def _leave_no_trace(lock: Path, folders: Sequence[Path]) -> None:
+    """Remove what was made for a set of images that there is nothing to keep of."""
+    with suppress(OSError):
+        lock.unlink()
+        for folder in folders:
+            folder.rmdir()
+
+
+def _warn(folder: Path, error: OSError) -> None:
     log.warning(
-        "%s: decoded images cannot be kept (%s); they stay in memory, and the next run decodes again", folder, reason
+        "%s: decoded images cannot be kept (%s); they stay in memory, and the next run decodes again",
+        folder,
+        error.strerror or error,
     )
 
 
@@ -145,21 +145,14 @@ def _recall(file: Path) -> DataSet | None:
 
 def _keep(file: Path, data: DataSet) -> bool:
     """Write the file beside its place and move it there; False, with a warning, where that cannot be."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         for left in file.parent.glob(f".{file.name}.*.tmp"):  # by a process that was killed: only we have the lock
             left.unlink()
-        with temporary.open("wb") as opened:
+        with replaced(file) as opened:
             _write(opened, data)
-            opened.flush()
-            os.fsync(opened.fileno())
-        temporary.replace(file)
     except OSError as error:
         _warn(file.parent, error)
         return False
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return True
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hksd.errors import RunError
-from hksd.files import write_atomically
+from hksd.files import replaced, write_atomically
 
 MAGIC = b"hksd checkpoint 1\n"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -37,12 +37,9 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     torch.save(state, buffer)
     payload = buffer.getvalue()
     last = folder / LAST
-    fresh = folder / ".fresh.ckpt"
     try:
-        write_atomically(fresh, MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
-        if last.exists():
-            last.replace(folder / PREVIOUS)
-        fresh.replace(last)
+        with replaced(last, previous=folder / PREVIOUS) as file:
+            file.writelines((MAGIC, hashlib.sha256(payload).hexdigest().encode(), b"\n", payload))
     except OSError as error:
         raise RunError(f"{last}: the checkpoint cannot be written: {error.strerror}") from error
 

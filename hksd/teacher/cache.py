@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import shutil
@@ -11,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock
 from torch import nn
 
 from hksd.attention import AttentionSpec
+from hksd.cache import made_once, sha256_of
 from hksd.config.run import RunConfig, TeacherConfig, canonical, content_hash
 from hksd.data import DataSet
 from hksd.errors import UserError
@@ -64,7 +63,7 @@ def _file_hash(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return sha256_of(Path(path))
     except OSError as error:
         raise UserError(f"teacher.checkpoint: {path}: {error.strerror}") from error
 
@@ -79,18 +78,18 @@ def remembered(
     if folder is None:
         module, facts = make()
         return module, facts, False
+
+    def make_and_keep() -> tuple[M, dict[str, Any]]:
+        module, facts = make()
+        weights.save(folder / f"{name}.safetensors", module, {"facts": json.dumps(facts)})
+        digest = sha256_of(folder / f"{name}.safetensors")
+        write_atomically(folder / f"{name}.json", json.dumps(facts | {"sha256": digest}, indent=1).encode())
+        shutil.rmtree(folder / "training", ignore_errors=True)
+        return module, facts
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{name}.lock"):
-            found = _recall(folder, name, empty)
-            if found is not None:
-                return (*found, True)
-            module, facts = make()
-            weights.save(folder / f"{name}.safetensors", module, {"facts": json.dumps(facts)})
-            digest = hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()
-            write_atomically(folder / f"{name}.json", json.dumps(facts | {"sha256": digest}, indent=1).encode())
-            shutil.rmtree(folder / "training", ignore_errors=True)
-            return module, facts, False
+        found, recalled = made_once(folder / f"{name}.lock", lambda: _recall(folder, name, empty), make_and_keep)
+        return (*found, recalled)
     except OSError as error:
         raise UserError(f"{folder}: the teacher cache cannot be written: {error.strerror or error}") from error
 
@@ -101,7 +100,7 @@ def _recall(folder: Path, name: str, empty: Callable[[], M]) -> tuple[M, dict[st
         return None
     try:
         # The facts beside the weights are for people; what counts is inside the file that the checksum covers.
-        if hashlib.sha256(weights_file.read_bytes()).hexdigest() != json.loads(facts_file.read_text())["sha256"]:
+        if sha256_of(weights_file) != json.loads(facts_file.read_text())["sha256"]:
             raise UserError(f"{weights_file}: damaged")
         module = empty()
         facts: dict[str, Any] = json.loads(weights.load_into(module, weights_file)["facts"])

@@ -32,7 +32,7 @@ from hksd_search.commands import (
     teacher,
     train,
 )
-from hksd_search.commands.options import FAILED, INTERRUPTED, USER_ERROR
+from hksd_search.commands.options import FAILED, INTERRUPTED, USER_ERROR, install_line
 
 
 @contextlib.contextmanager
@@ -50,6 +50,10 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
         yield
     except UserError as error:
         stop(f"error: {error}" if "\n" not in str(error) else f"error:\n{error}", USER_ERROR)
+    except ModuleNotFoundError as error:
+        if (mend := install_line(error)) is None:
+            raise
+        stop(f"error: {mend}", USER_ERROR)
     except RunError as error:
         stop(f"failed: {error}", FAILED)
     except KeyboardInterrupt as error:

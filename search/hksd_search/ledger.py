@@ -273,11 +273,18 @@ class Ledger:
         self.competitors.took(None)
         return number
 
-    def lost(self, number: int, reason: str, allowed: int = STRIKES) -> None:
-        """A trial was let down by its machine: it waits to be tried again, and has failed at the last time allowed."""
+    def lost(self, number: int, reason: str, allowed: int = STRIKES, strike: bool = True) -> None:
+        """A trial was let down by its machine: it waits to be tried again, and has failed at the last time allowed.
+
+        Args:
+            number: of the trial.
+            reason: what happened, in words.
+            allowed: strikes with which it has failed.
+            strike: count this one; not where the trial had not begun.
+        """
         trial, _ = self.live[number]
-        strikes = [*self._attributes(trial).get("strikes", []), reason]
-        if len(strikes) >= allowed:
+        strikes = [*self._attributes(trial).get("strikes", []), *([reason] if strike else [])]
+        if strike and len(strikes) >= allowed:
             self.finish(number, f"{len(strikes)} times, the last time: {reason}")
             return
         del self.live[number]

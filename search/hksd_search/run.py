@@ -277,12 +277,17 @@ def train(seen: Seen, books: Books, interrupt: Interrupt, restart: Sequence[str]
             watched = restart is not None and not home.address
             again = ray_watch.Restart(home.resume_command, restart or (), seen.display.line) if watched else None
             folder = home.folder.resolve()
-            tuning.tune_trials(ledger, seen.data, folder, home.teachers, packing.gpu, restart=again)
+            tuning.tune_trials(
+                ledger, seen.data, folder, home.teachers, packing.gpu, restart=again, private=not home.address
+            )
         finally:
             interrupt.disarm()
             connect.stop_ray()
     except KeyboardInterrupt:
         ledger.stop(Why.INTERRUPTED)
+        return False
+    except RunError as error:  # Ray does not start
+        ledger.stop(Why.FAULT, str(error))
         return False
     return True
 

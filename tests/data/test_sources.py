@@ -397,7 +397,7 @@ def test_the_guard_helps_after_a_failed_import_and_twice():
 def test_the_guard_passes_other_failures_on():
     done = run_python(
         "import importlib, pytest\n"
-        "from hksd.data import torchvision_guard\n"
+        "from hksd import torchvision_guard\n"
         "def fail(name):\n    raise RuntimeError('other CUDA versions')\n"
         "importlib.import_module = fail\n"
         "with pytest.raises(RuntimeError, match='other CUDA'):\n    torchvision_guard.import_datasets()\n"

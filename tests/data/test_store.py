@@ -428,7 +428,7 @@ def test_kept_images_open_where_nothing_can_be_written(
     def refuse(*_: Any) -> None:
         raise AssertionError("locked")
 
-    monkeypatch.setattr(store, "_locked", refuse)
+    monkeypatch.setattr(store, "made_once", refuse)
     assert len(data.load(settings(root), kept).train) == 12
 
 

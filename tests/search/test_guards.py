@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from hksd.errors import ConfigError, NonFiniteLossError, RunError, UserError
-from hksd_search.backend import guards
+from hksd_search.backend import failures, guards
 from hksd_search.backend.gpu import GpuMemoryError
-from hksd_search.backend.guards import FLOOR, GB, MEMORY_STRIKES, STRIKES, WORKER, Rules
+from hksd_search.backend.guards import FLOOR, GB, MEMORY_STRIKES, STRIKES, Rules
 from hksd_search.ending import Why
 from hksd_search.ledger import Events
 from hksd_search.study.records import STUDY_FILE, read_records
@@ -25,7 +25,7 @@ Make = Callable[..., Any]
 TRIAL = """
 import re, sys, time
 from pathlib import Path
-from search import guards
+from hksd_search.backend import guards
 
 def run_trial(what, folder, timeout, memory):
     with guards.Guard(folder, guards.Rules(timeout, memory)) as guard:
@@ -89,14 +89,14 @@ def test_a_trial_that_reports_its_epochs_in_time_is_left_alone_however_slow_its_
     live: Make, tmp_path: Path
 ) -> None:
     assert live("reports", 1.5, 100 * GB) == (0, "done\n")
-    assert guards.last_words(tmp_path / "out") == (WORKER, STRIKES)
+    assert guards.last_words(tmp_path / "out") == (failures.DIED, STRIKES)
 
 
 def test_nothing_of_an_earlier_try_is_taken_for_the_reason_of_a_later_one(tmp_path: Path) -> None:
     (tmp_path / guards.LAST_WORDS).write_text("held too much")
     with guards.Guard(tmp_path, Rules()):
-        assert guards.last_words(tmp_path) == (WORKER, STRIKES)
-    assert guards.last_words(tmp_path) == (WORKER, STRIKES)
+        assert guards.last_words(tmp_path) == (failures.DIED, STRIKES)
+    assert guards.last_words(tmp_path) == (failures.DIED, STRIKES)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_every_sampler_serves_a_search_with_refusals_parallel_trials_faults_and_
     run(again, train)
     records = [record for record in again.records() if record.status in ("complete", "failed")]
     assert len(records) == again.trained == 20
-    assert not again.exhausted
+    assert again.end is None
     drawn = [trial for trial in again.study.trials if trial.user_attrs["facts"]["origin"] != "arm"]
     assert all("train.lr" in trial.params for trial in drawn)
 

@@ -425,7 +425,7 @@ def test_a_trial_that_ends_while_the_search_stops_waits_unless_it_is_through(
 DRIVER = """
 import json, os, sys, time
 from pathlib import Path
-from search import space as spaces
+from hksd_search.space import space as spaces
 from hksd_search.ledger import Ledger
 from hksd_search.space.sizes import Meter, check_feasible
 
@@ -488,7 +488,7 @@ DIES_WRITING = """
 import os, sys
 from pathlib import Path
 from optuna.storages.journal import JournalFileBackend
-from search import space as spaces
+from hksd_search.space import space as spaces
 from hksd_search.ledger import Ledger
 from hksd_search.space.sizes import Meter, check_feasible
 

@@ -80,10 +80,10 @@ def stored(runs: Path) -> list[Path]:
 def test_what_one_search_measured_another_does_not_measure_again(
     tmp_path: Path, shape: dict[str, int], measured: Spy
 ) -> None:
-    first = Latencies(tmp_path, SETTINGS, shape)
+    first = Latencies(tmp_path, SETTINGS, shape, on_target)
     found = first.get(SMALL)
     assert first.get(SMALL) is found
-    assert Latencies(tmp_path, SETTINGS, shape).get(SMALL) == found
+    assert Latencies(tmp_path, SETTINGS, shape, on_target).get(SMALL) == found
     assert (measured.count, len(stored(tmp_path))) == (1, 1)
     assert found.runs == 10
 
@@ -101,10 +101,10 @@ def test_what_one_search_measured_another_does_not_measure_again(
 def test_another_protocol_shape_or_network_is_another_latency(
     changed: dict[str, Any], runs: Path, shape: dict[str, int], measured: Spy
 ) -> None:
-    Latencies(runs, SETTINGS, shape).get(SMALL)
+    Latencies(runs, SETTINGS, shape, on_target).get(SMALL)
     before = measured.count
     settings, images = changed.get("settings", SETTINGS), changed.get("shape", shape)
-    found = Latencies(runs, settings, images).get(changed.get("network", SMALL))
+    found = Latencies(runs, settings, images, on_target).get(changed.get("network", SMALL))
     assert measured.count == before + 1
     assert (found.threads, found.runs) == (settings.threads, settings.runs)
 
@@ -112,11 +112,11 @@ def test_another_protocol_shape_or_network_is_another_latency(
 def test_a_network_whose_code_has_changed_is_measured_again(
     tmp_path: Path, shape: dict[str, int], measured: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Latencies(tmp_path, SETTINGS, shape).get(SMALL)
+    Latencies(tmp_path, SETTINGS, shape, on_target).get(SMALL)
     size = size_of(SMALL.spec(), **shape)
     grown = dataclasses.replace(size, flops=size.flops + 2)
     monkeypatch.setattr("hksd_search.space.latency.size_of", lambda *_, **__: grown)
-    Latencies(tmp_path, SETTINGS, shape).get(SMALL)
+    Latencies(tmp_path, SETTINGS, shape, on_target).get(SMALL)
     assert measured.count == 2
 
 
@@ -141,24 +141,24 @@ def test_a_damaged_file_is_measured_again_and_mended(
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
 ) -> None:
-    Latencies(runs, SETTINGS, shape).get(SMALL)
+    Latencies(runs, SETTINGS, shape, on_target).get(SMALL)
     own = next(path for path in stored(runs) if json.loads(path.read_text())["of"]["network"]["width"] == 0.25)
     copy = tmp_path / FOLDER / own.name
     copy.parent.mkdir()
     for path in stored(runs):
         (copy.parent / path.name).write_text(damage(path.read_text()))
     before = measured.count
-    found = Latencies(tmp_path, SETTINGS, shape).get(SMALL)
+    found = Latencies(tmp_path, SETTINGS, shape, on_target).get(SMALL)
     assert measured.count == before + 1
     assert "damaged; the latency is measured again" in caplog.text
-    assert Latencies(tmp_path, SETTINGS, shape).get(SMALL) == found
+    assert Latencies(tmp_path, SETTINGS, shape, on_target).get(SMALL) == found
     assert measured.count == before + 1
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, shape: dict[str, int]) -> None:
     (tmp_path / FOLDER).write_text("")
     with pytest.raises(UserError, match=f"{FOLDER}: cannot be written: "):
-        Latencies(tmp_path, SETTINGS, shape).get(SMALL)
+        Latencies(tmp_path, SETTINGS, shape, on_target).get(SMALL)
 
 
 # --- limits and objectives
@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, shape: dict[st
 @pytest.fixture
 def meter_of(runs: Path, shape: dict[str, int]) -> Callable[[Space], Meter]:
     """meter_of(space): measures as a search of that space does."""
-    return lambda space: Meter(shape, latencies_of(space.search, runs, shape), space.search.limits)
+    return lambda space: Meter(shape, latencies_of(space.search, runs, shape, on_target), space.search.limits)
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ class Made(Latencies):
     """Made-up latencies; remembers for which students it was asked."""
 
     def __init__(self, runs: Path, shape: dict[str, int], of: Callable[[StudentConfig], float]):
-        super().__init__(runs, SETTINGS, shape)
+        super().__init__(runs, SETTINGS, shape, on_target)
         self.of, self.asked = of, set[Any]()
 
     def get(self, network: Any) -> Latency:
@@ -323,7 +323,7 @@ def test_of_many_things_some_are_left_first_and_last_among_them() -> None:
 def test_a_target_without_a_cluster_is_an_error_before_anything_is_measured(
     tmp_path: Path, shape: dict[str, int]
 ) -> None:
-    there = Latencies(tmp_path, LatencySettings(target="board"), shape)
+    there = Latencies(tmp_path, LatencySettings(target="board"), shape, on_target)
     with (
         pytest.raises(
             UserError, match=r"search\.latency\.target: no node has the resource 'board' \(there are: local\)"
@@ -347,10 +347,10 @@ def cluster() -> Iterator[None]:
 def test_a_target_is_a_node_of_the_cluster_and_an_unknown_one_is_told_with_those_there_are(
     cluster: None, tmp_path: Path, shape: dict[str, int]
 ) -> None:
-    found = Latencies(tmp_path, LatencySettings(target="board", runs=10), shape)
+    found = Latencies(tmp_path, LatencySettings(target="board", runs=10), shape, on_target)
     assert found.get(SMALL).median_ms > 0
     assert found.facts()["target"] == json.loads(stored(tmp_path)[0].read_text())["of"]["target"] == "board"
-    wrong = Latencies(tmp_path, LatencySettings(target="bord"), shape)
+    wrong = Latencies(tmp_path, LatencySettings(target="bord"), shape, on_target)
     with pytest.raises(UserError, match=r"'bord'; did you mean 'board'\? \(there are: local, board\)"):
         wrong.get(SMALL)
     with pytest.raises(RunError, match=r"search\.latency\.target: 'board' cannot measure: .*Expecting value"):

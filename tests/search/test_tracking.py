@@ -379,7 +379,7 @@ def test_what_cannot_be_written_is_spooled_and_sent_once_by_the_next_tracker(
 DIES_WITH_A_SPOOL = """
 import os, sys, time
 from pathlib import Path
-from search import tracking
+from hksd_search.tracking import tracker as tracking
 
 tracker = tracking.Tracker(sys.argv[1], Path(sys.argv[2]), "first")
 while tracker.problem is None:

@@ -42,9 +42,9 @@ WORKER = """
 import hashlib, json, os, sys
 from pathlib import Path
 from safetensors.numpy import load_file
-from search import trial
+from hksd_search.backend import trial
 from hksd_search.study.records import trial_folder
-from hksd.config import from_tree
+from hksd.config.run import from_tree
 from hksd.data import load
 
 home, cache, configs, orders = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])

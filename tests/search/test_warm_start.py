@@ -11,7 +11,6 @@ from typing import Any
 
 import optuna
 import pytest
-from hksd_search.commands import import_study as studies
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages import JournalStorage
@@ -19,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from hksd.config.run import config_hash
 from hksd.errors import UserError
+from hksd_search.commands import import_study as studies
 from hksd_search.ledger import Ledger
 from hksd_search.space.nearest import defaults, nearest, point, wishes
 from hksd_search.space.ranges import Range

@@ -8,10 +8,18 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
 
-from hksd.errors import UserError
+from hksd.errors import RunError, UserError
+from hksd_search.backend import failures
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -39,28 +47,111 @@ def prepare(address: str | None) -> None:
 
 
 def start_ray(address: str | None = None) -> None:
-    """Connect to a cluster, or start a private Ray on this machine (after `hksd_search.backend.connect.prepare`).
+    """Connect to a cluster, or start a private Ray on this machine (after `prepare`).
+
+    A private Ray that does not start, on a machine that is too busy say, is tried once more.
 
     Raises:
         UserError: there is no cluster at `address`.
+        RunError: Ray does not start here.
         KeyboardInterrupt: stopped by a signal.
     """
-    import ray
-
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        if address is None:
-            cores = len(os.sched_getaffinity(0))
-            ray.init(num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+        if address is not None:
+            _connect(address)
         else:
-            ray.init(address=address, **common)
-    except ConnectionError as error:
-        if address is None:
-            raise
-        raise UserError(f"--address {address}: no Ray cluster answers there") from error
+            _start_twice()
     except SystemExit:  # while it starts, Ray answers SIGTERM itself
         raise KeyboardInterrupt from None
     _quiet()
+
+
+def _connect(address: str) -> None:
+    try:
+        _init(address=address)
+    except ConnectionError as error:
+        raise UserError(f"--address {address}: no Ray cluster answers there") from error
+    except Exception as error:  # whatever a library meets in a cluster
+        raise RunError(f"--address {address}: Ray cannot be used there: {failures.last_line(error)}") from error
+
+
+def _start_twice() -> None:
+    for last in (False, True):
+        before = _children()
+        try:
+            _init(num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, _node_ip_address="127.0.0.1")
+            return
+        except Exception as error:  # Ray tells a start that took too long by exceptions of many kinds
+            why = failures.last_line(error)
+            stop_ray()
+            for process in _children() - before:
+                with suppress(OSError):
+                    os.kill(process, signal.SIGKILL)
+            if last:
+                raise RunError(
+                    f"Ray did not start on this machine, tried twice ({why}): wait until less else runs here, see that "
+                    "there are memory and space in /tmp, and try again"
+                ) from error
+            log.warning("Ray did not start (%s); it is tried once more", why)
+
+
+def _init(**how: Any) -> None:
+    """Call `ray.init`, so that workers find modules where every Python process would.
+
+    By itself Ray puts the working directory before everything else on the path of each worker, where a file of the
+    user's, a yaml.py or a search.py, would hide a module of Python's or of ours. Ray does not where the job has a
+    working directory of its own, so the job says that it has. There is no public way but to really give it one, which
+    makes a start a second longer. Trials and `at_home` go to the user's directory themselves.
+    """
+    import ray
+    from ray.job_config import JobConfig
+
+    class Job(JobConfig):  # type: ignore[misc]
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    ray.init(job_config=Job(), log_to_driver=False, logging_level="ERROR", **how)
+
+
+def _children() -> set[int]:
+    """Processes below this one."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError, ValueError, IndexError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found, wave = set[int](), {os.getpid()}
+    while wave:
+        wave = {process for process, parent in parents.items() if parent in wave} - found
+        found |= wave
+    return found
+
+
+@contextmanager
+def pending_trials(count: int) -> Iterator[None]:
+    """Let Tune start that many workers at once inside.
+
+    All workers start together. When one starts alone and another comes free meanwhile, Tune hands that one over and
+    takes the start back, over and over: with short trials only one worker ever trains.
+    """
+    name = "TUNE_MAX_PENDING_TRIALS_PG"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, str(count))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
+def at_home(home: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in the folder `home`, where this machine has it: for what a worker does outside of trials.
+
+    Relative paths then mean what they mean to the user, and networks of his own are found.
+    """
+    if Path(home).is_dir():
+        os.chdir(home)
+    return function(*arguments)
 
 
 def _quiet() -> None:

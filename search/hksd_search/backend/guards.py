@@ -25,6 +25,7 @@ from typing import IO, Literal
 import torch
 
 from hksd.errors import NonFiniteLossError, RunError, UserError
+from hksd_search.backend import failures
 from hksd_search.backend.gpu import GpuMemoryError
 from hksd_search.study.records import STRIKES
 
@@ -34,7 +35,6 @@ SHORTEST, SHORTEST_FIRST, EPOCHS = 60.0, 600.0, 20.0  # default patience: that m
 GB = 10**9
 SHARE, FLOOR = 0.9, 2 * GB  # default memory of a trial: its part of that share of the machine's, but not less than that
 LOOK_EVERY = 1.0  # seconds between two looks
-WORKER = "the worker process died (killed, or out of memory)"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 Kind = Literal["final", "again", "disk full"]
@@ -197,12 +197,14 @@ class Guard:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(self._file, fcntl.LOCK_EX)
         self._file.truncate(0)
+        faulthandler.enable(file=self._file)  # a crash of compiled code leaves its last words too
         threading.Thread(target=self._look, args=[self._over, os.getppid()], name="guard", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.rest()
         self._over.set()
+        faulthandler.disable()
         if self._file is not None:
             self.path.unlink(missing_ok=True)
             self._file.close()
@@ -242,21 +244,24 @@ def last_words(folder: Path) -> tuple[str, int]:
     except OSError:  # nothing was written, or on another machine
         text = ""
     if not text:
-        return WORKER, STRIKES
+        return failures.DIED, STRIKES
+    crash = re.match(r"Fatal Python error: (.+)", text)
+    if crash is not None:
+        return f"its process crashed {_last_at(text)}: {crash[1]}", STRIKES
     timeout = re.match(r"Timeout \((\d+):(\d+):([\d.]+)\)!", text)
     if timeout is None:
         return text, MEMORY_STRIKES
     hours, minutes, seconds = map(float, timeout.groups())
     waited = timedelta(hours=hours, minutes=minutes, seconds=seconds).total_seconds()
-    return f"no epoch ended in {waited:g} s (search.epoch_timeout); {_hung_at(text)}", STRIKES
+    return f"no epoch ended in {waited:g} s (search.epoch_timeout); it hung {_last_at(text)}", STRIKES
 
 
-def _hung_at(dump: str) -> str:
+def _last_at(dump: str) -> str:
     """The innermost place outside Python's libraries, in the training thread of a dump of all threads."""
     for thread in dump.split("\n\n"):
         frames = re.findall(r'File "(.+)", line (\d+) in (.+)', thread)
         if any(Path(file).name == "trial.py" and function == "run_trial" for file, _, function in frames):
             own = (frame for frame in frames if not frame[0].startswith(LIBRARIES))
             file, line, function = next(own, frames[0])
-            return f"it hung in {file}:{line} ({function})"
-    return "where it hung is not known"
+            return f"in {file}:{line} ({function})"
+    return "at a place that is not known"

@@ -14,6 +14,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from hksd.config.changes import Change, Values
 from hksd.config.run import RunConfig, from_tree
 from hksd.run import checkpoint
+from hksd_search.backend import failures
+from hksd_search.backend.failures import Failure
 from hksd_search.ledger import Ledger
 from hksd_search.space.settings import Pbt
 from hksd_search.strategy.population import Population, boundaries, explored, knobs
@@ -27,11 +29,17 @@ class LedgerScheduler(FIFOScheduler):  # type: ignore[misc]
 
     A trial's last epoch is never answered with a stop: the trial still has its weights to write. Holds no state of its
     own: the rules start from what the study has.
+
+    Args:
+        ledger: of the search.
+        lost: takes in why the worker of a trial was lost, by Tune's id of the trial: Tune tells its scheduler of the
+            trial itself, and its searcher only of the id.
     """
 
-    def __init__(self, ledger: Ledger):
+    def __init__(self, ledger: Ledger, lost: dict[str, Failure] | None = None):
         super().__init__()
         self.ledger: Ledger | None = ledger
+        self.lost = {} if lost is None else lost
         self.stopping: EarlyStopping | None = EarlyStopping(ledger.space, ledger.records())
         pbt = ledger.space.search.scheduler.pbt
         self.evolution = Evolution(ledger, pbt) if pbt else None
@@ -46,6 +54,12 @@ class LedgerScheduler(FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """See ray.tune.schedulers.TrialScheduler."""
         return str(TrialScheduler.STOP if self._stops(int(trial.config["number"]), result) else TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """See ray.tune.schedulers.TrialScheduler; comes before the searcher hears of it."""
+        super().on_trial_error(tune_controller, trial)
+        if (failure := failures.told_by_tune(trial.error_file)) is not None:
+            self.lost[trial.trial_id] = failure
 
     def _stops(self, number: int, result: dict[str, Any]) -> bool:
         if "fault" in result or "epoch" not in result:

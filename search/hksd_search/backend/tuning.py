@@ -11,11 +11,14 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
 from hksd.config.run import StudentConfig, dump
 from hksd.data import DataSet
-from hksd_search.backend import guards, packing
+from hksd.errors import RunError
+from hksd_search.backend import connect, failures, guards, packing
+from hksd_search.backend.failures import Failure
 from hksd_search.backend.packing import Packing, Usage
 from hksd_search.backend.ray_watch import RayWatch, Restart
 from hksd_search.backend.schedulers import LedgerScheduler, remove_checkpoints
@@ -24,7 +27,7 @@ from hksd_search.ending import Why
 from hksd_search.ledger import Ledger
 from hksd_search.space.space import Space
 from hksd_search.strategy.population import boundaries
-from hksd_search.study.records import trial_folder
+from hksd_search.study.records import STRIKES, trial_folder
 
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]
@@ -33,13 +36,24 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     Args:
         ledger: of the search.
         folder: of the search; a worker that dies leaves its last words there.
+        lost: why the worker of a trial was lost (see `LedgerScheduler`).
+        alike: workers that fail one after the other, before any trial reports, from which on all would fail: 1 where
+            all are on one machine.
         watch: knows whether Ray itself has died.
     """
 
-    def __init__(self, ledger: Ledger, folder: Path, watch: RayWatch | None = None):
+    def __init__(
+        self,
+        ledger: Ledger,
+        folder: Path,
+        lost: dict[str, Failure],
+        alike: int = 1,
+        watch: RayWatch | None = None,
+    ):
         super().__init__(metric="val_accuracy", mode="max")
         self.ledger: Ledger | None = ledger
         self.folder, self.longest = folder, 0.0  # seconds of an epoch
+        self.lost, self.alike, self.faults = lost, alike, 0  # faults of workers since the last report
         self.watch: RayWatch | None = watch
         self.numbers: dict[str, int] = {}
 
@@ -63,6 +77,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         assert self.ledger is not None
         if "fault" not in result and "epoch" in result:
             self.longest = max(self.longest, float(result["seconds"]))
+            self.faults = 0
             self.ledger.report(self.numbers[trial_id], unflatten(result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -75,8 +90,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if error:
             if self.watch is not None:
                 self.watch.check()  # all workers die with Ray: no fault of their trials
-            reason, strikes = guards.last_words(trial_folder(self.folder, number))
-            self.ledger.lost(number, reason, strikes)
+            self._lost(number, self.lost.pop(trial_id, Failure(failures.DIED, fault=False)))
         elif result.get("kind") == "disk full":
             self.ledger.stop(Why.FAULT, f"the disk is full: {result['fault'].partition(': ')[2]}")
             self.ledger.finish(number)
@@ -84,6 +98,20 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             self.ledger.lost(number, result["fault"])
         else:
             self.ledger.finish(number, result.get("fault"))
+
+    def _lost(self, number: int, failure: Failure) -> None:
+        """A trial has lost its worker: by what it met, outside of the trial, or with its process."""
+        assert self.ledger is not None
+        if not failure.fault:
+            reason, strikes = guards.last_words(trial_folder(self.folder, number))
+            self.ledger.lost(number, failure.reason if reason == failures.DIED else reason, strikes)
+            return
+        self.faults += 1
+        if self.faults >= self.alike:
+            self.ledger.stop(Why.FAULT, f"no worker can train a trial: {failure.reason}")
+            self.ledger.finish(number)
+        else:
+            self.ledger.lost(number, failure.reason, strike=False)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save."""
@@ -118,8 +146,11 @@ def pack(space: Space, student: StudentConfig, data: DataSet, cache_dir: Path) -
 
     def try_out() -> Usage:
         config = space.middle({"student": dump(student)})
-        run = ray.remote(num_gpus=1, max_calls=1)(packing.measured)  # its process ends and leaves no memory occupied
-        usage: Usage = ray.get(run.remote(config, data, cache_dir))
+        run = ray.remote(num_gpus=1, max_calls=1)(connect.at_home)  # its process ends and leaves no memory occupied
+        try:
+            usage: Usage = ray.get(run.remote(str(Path.cwd()), packing.measured, config, data, cache_dir))
+        except RayError as error:
+            raise RunError(f"the dry run on a GPU failed: {failures.failure(error).reason}") from error
         return usage
 
     wanted = str(space.tree["train"].get("device", "auto")) != "cpu"
@@ -141,6 +172,7 @@ def tune_trials(
     gpu: float = 0.0,
     trial: Callable[..., None] = run_trial,
     restart: Restart | None = None,
+    private: bool = True,
 ) -> None:
     """Train what the ledger hands out until it hands out no more.
 
@@ -152,6 +184,7 @@ def tune_trials(
         gpu: GPUs of a trial.
         trial: what trains one; takes the arguments of `run_trial`.
         restart: what to do when Ray dies; None leaves it to Ray, which ends the process.
+        private: all workers are on this machine.
     """
     fixed: dict[str, Any] = {"search": str(folder), "cache_dir": str(cache_dir), "home": str(Path.cwd()), "share": gpu}
     fixed["shared"] = json.dumps(dump(ledger.space.middle({})))
@@ -162,9 +195,7 @@ def tune_trials(
     trainable = tune.with_resources(
         tune.with_parameters(trial, data=data, rules=rules, **fixed), {"cpu": resources.cpu, "gpu": gpu}
     )
-    # All workers start together. When one starts alone and another comes free meanwhile, Tune hands that one over and
-    # takes the start back, over and over: with short trials only one worker ever trains.
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(concurrent))
+    lost: dict[str, Failure] = {}
     watch = None
     if restart is not None:
         ledger.events.reported.append(restart.progress)
@@ -172,8 +203,8 @@ def tune_trials(
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=LedgerSearcher(ledger, folder, watch),
-            scheduler=LedgerScheduler(ledger),
+            search_alg=LedgerSearcher(ledger, folder, lost, 1 if private else STRIKES, watch),
+            scheduler=LedgerScheduler(ledger, lost),
             num_samples=-1,
             max_concurrent_trials=concurrent,
             reuse_actors=True,
@@ -182,7 +213,8 @@ def tune_trials(
         run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
     )
     try:
-        tuner.fit()
+        with connect.pending_trials(concurrent):
+            tuner.fit()
     except Exception as error:  # Tune keeps files of its own, and turns what happened there into text
         full = guards.full(error) or any(os.strerror(number) in str(error) for number in guards.FULL)
         if not full and not (ledger.end and ledger.end.why is Why.FAULT):

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from hksd.errors import UserError
-from hksd_search.commands.options import DEFAULT_RUNS, FAILED, Json, Runs
+from hksd_search.commands.options import DEFAULT_RUNS, FAILED, Json, Runs, install_line
 from hksd_search.commands.output import Output
 
 EXAMPLE = "`hksd doctor`"
@@ -64,7 +64,8 @@ def _try(name: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(name, True, check())
     except Exception as error:  # a check exists to catch anything
-        return Finding(name, False, str(error).splitlines()[0] if str(error) else type(error).__name__)
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Finding(name, False, install_line(error) or first)
 
 
 def check_machine(runs: Path, tracking_uri: str | None) -> list[Finding]:

@@ -23,3 +23,16 @@ Address = Annotated[str | None, typer.Option(help="Ray cluster (auto, or host:po
 TrackingUri = Annotated[
     str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store; default SQLite below --runs.")
 ]
+# Packages that only some commands need, and the extra that brings them.
+EXTRAS = {
+    **dict.fromkeys(("ray", "optuna", "mlflow", "scipy"), "search"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx"),
+}
+
+
+def install_line(error: BaseException) -> str | None:
+    """What to install, where an error is the lack of a package of an extra; else None."""
+    package = str(getattr(error, "name", None)).partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or package not in EXTRAS:
+        return None
+    return f"{package} is not installed: pip install 'hksd[{EXTRAS[package]}]'"

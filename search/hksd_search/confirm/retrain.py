@@ -18,9 +18,9 @@ from ray.exceptions import RayError
 
 from hksd.config.run import config_hash, from_tree
 from hksd.data import DataSet
-from hksd.errors import NonFiniteLossError
+from hksd.errors import NonFiniteLossError, RunError
 from hksd.files import write_atomically
-from hksd_search.backend import guards, tuning
+from hksd_search.backend import failures, tuning
 from hksd_search.backend.stop_file import STOP_FILE, told_to_stop
 from hksd_search.backend.trial import FAULT_FILE, Workplace, listening
 from hksd_search.confirm.contenders import FAILED_FILE
@@ -104,6 +104,9 @@ def train_all(
         folder: folder of the confirmation.
         on_end: called when a job has ended.
         on_stop: called when what is running is told to save.
+
+    Raises:
+        RunError: a worker meets a fault outside of a run, as every other one would.
     """
     concurrent = tuning.concurrent_trials(space, place.share)
     task = ray.remote(num_cpus=space.search.resources.cpu, num_gpus=place.share, max_retries=0)(work)
@@ -119,8 +122,11 @@ def train_all(
                 job = running.pop(done)
                 try:
                     ended = ray.get(done)
-                except RayError:
-                    ended = Ended(guards.WORKER)
+                except RayError as error:
+                    lost = failures.failure(error)
+                    if lost.fault:
+                        raise RunError(f"no worker can train a run: {lost.reason}") from error
+                    ended = Ended(lost.reason)
                 on_end(job, ended)
     except KeyboardInterrupt:
         if running:

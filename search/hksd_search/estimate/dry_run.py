@@ -30,6 +30,7 @@ from hksd.errors import RunError, UserError
 from hksd.fit import fit
 from hksd.run.outcome import EpochReport
 from hksd.teacher import prepare as teachers
+from hksd_search.backend import connect, failures
 
 STEPS = 6  # of an epoch over the miniature
 EPOCHS = 6  # of a run over it, at most; the first warms up
@@ -203,9 +204,15 @@ def run_on_cluster(work_list: Sequence[Job], cpus: int, gpu: float) -> list[Find
         work_list: the jobs.
         cpus: cores of a trial.
         gpu: GPUs of a trial.
+
+    Raises:
+        RunError: a worker was lost.
     """
     import ray
 
-    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpu, max_calls=1)(work)
-    found: list[Findings] = ray.get([task.remote(job) for job in work_list])
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpu, max_calls=1)(connect.at_home)
+    try:
+        found: list[Findings] = ray.get([task.remote(str(Path.cwd()), work, job) for job in work_list])
+    except ray.exceptions.RayError as error:
+        raise RunError(f"the dry run failed on the cluster: {failures.failure(error).reason}") from error
     return found

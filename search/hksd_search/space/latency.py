@@ -6,18 +6,16 @@ A latency is measured once for an architecture, a shape of images, a runtime, a 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from hksd.cache import LockError, made_once
 from hksd.config.run import StudentConfig, TeacherConfig, dump
 from hksd.deploy import latency
 from hksd.deploy.latency import Latency
@@ -56,23 +54,8 @@ class Latencies:
         facts = self._depends(network)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         if key not in self.known:
-            with self._alone():
-                self.known[key] = self._look_up(network, facts, self.folder / f"{key}.json")
+            self.known[key] = self._look_up(network, facts, self.folder / f"{key}.json")
         return self.known[key]
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other searches from measuring on the target: they would disturb each other."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / f".{self.settings.target}.lock")
-            lock.acquire()
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written: {error.strerror}") from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def facts(self) -> dict[str, Any]:
         """Where and how it measures: target, threads, runs, runtime and processor."""
@@ -92,15 +75,20 @@ class Latencies:
         }
 
     def _look_up(self, network: StudentConfig | TeacherConfig, facts: dict[str, Any], path: Path) -> Latency:
-        found = read(path, facts)
-        if found is None:
+        def measure() -> Latency:
             found = self._measure(network)
             content = json.dumps({"of": facts, "latency": dataclasses.asdict(found)}, indent=1)
             try:
                 write_atomically(path, content.encode())
             except OSError as error:
                 raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-        return found
+            return found
+
+        lock = self.folder / f".{self.settings.target}.lock"  # one for all networks: measuring at once would disturb
+        try:
+            return made_once(lock, lambda: read(path, facts), measure)[0]
+        except LockError as error:
+            raise UserError(f"{self.folder}: cannot be written: {error.strerror}") from error
 
     def _measure(self, network: StudentConfig | TeacherConfig) -> Latency:
         size = self.shape["image_size"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hksd.config.run import RunConfig, from_tree
 from hksd.errors import UserError
+from hksd.files import write_atomically
 from hksd.modes import MODES
 from hksd_search.space.settings import REPORTED
 
@@ -172,9 +173,10 @@ def mend_journal(folder: Path) -> None:
         return
     try:
         json.loads(tail)
-        path.write_bytes(content + b"\n")
+        mended = content + b"\n"
     except ValueError:
-        path.write_bytes(whole + b"\n" if whole else b"")
+        mended = whole + b"\n" if whole else b""
+    write_atomically(path, mended)
 
 
 def _accuracies(trial: FrozenTrial) -> dict[int, float]:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from optuna.storages import JournalStorage
@@ -123,6 +123,17 @@ class StudyStorage(JournalStorage):  # type: ignore[misc]
         for study in self.get_all_studies():
             for trial in super().get_all_trials(study._study_id, deepcopy=False):
                 self._note(trial)
+
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be pickled or copied.
+
+        Raises:
+            TypeError: always. A second writer would spoil the journal, and a copy would begin without its trials.
+        """
+        raise TypeError(
+            "the storage of a study belongs to one process and cannot be pickled or copied; "
+            "open it again from the folder of its search with hksd_search.study.records.open_storage"
+        )
 
     @property
     def journal(self) -> Journal:

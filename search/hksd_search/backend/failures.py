@@ -1,0 +1,62 @@
+"""Why a worker of Ray was lost, in one line: the fault that ended it, or that its process died."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+DIED = "the worker process died (killed, out of memory, or crashed)"
+NODE = "its machine is gone"
+MEMORY = "its machine ran out of memory, and Ray ended it"
+_FAULT = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt|Timeout)\b(?:: .*)?$", re.MULTILINE)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a worker was lost.
+
+    Attributes:
+        reason: in one line.
+        fault: an exception in the worker, outside of any trial (an import that fails, a file that is not there), which
+            every worker of that machine would meet. Otherwise its process or its machine is gone.
+    """
+
+    reason: str
+    fault: bool
+
+
+def failure(error: BaseException | str) -> Failure:
+    """Read what Ray says of a worker that is lost.
+
+    Args:
+        error: an exception of Ray, or its text.
+    """
+    text = _COLOUR.sub("", str(error))
+    if found := _FAULT.findall(text):  # of a chain of exceptions the last one was there first in a worker
+        return Failure(str(found[-1]).removeprefix("ray.exceptions."), fault=True)
+    if "node has died" in text or "node was" in text:
+        return Failure(NODE, fault=False)
+    if "low on memory" in text:
+        return Failure(MEMORY, fault=False)
+    return Failure(DIED, fault=False)
+
+
+def told_by_tune(file: str | None) -> Failure | None:
+    """Why a trial's worker was lost, from the file in which Tune keeps its errors; None where there is none.
+
+    Args:
+        file: `error_file` of the trial of Tune; the newest error is its last.
+    """
+    try:
+        text = Path(file or "").read_text(errors="replace")
+    except OSError:
+        return None
+    return failure(text.rpartition("\nFailure # ")[2])
+
+
+def last_line(error: BaseException) -> str:
+    """An exception in one line: what it says, or of many lines the last that says something."""
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    return lines[-1] if len(lines) > 1 else (lines[0] if lines else type(error).__name__)

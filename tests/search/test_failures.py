@@ -1,0 +1,69 @@
+"""What Ray says of a worker that is lost, read: the fault that ended it, or that its process or its machine is gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hksd_search.backend.failures import DIED, MEMORY, NODE, Failure, failure, last_line, told_by_tune
+
+# As Ray 2.60 says it, shortened in the middle.
+IMPORT = """The actor died unexpectedly before finishing this task.
+	class_name: ImplicitFunc
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker exits
+unexpectedly. Worker exits with an exit code None. Traceback (most recent call last):
+  File "function_manager.py", line 657, in temporary_actor_method
+    raise RuntimeError(
+RuntimeError: The actor with name ImplicitFunc failed to import on the worker. This may be because needed library:
+Traceback (most recent call last):
+  File "function_manager.py", line 696, in _load_actor_class_from_gcs
+    actor_class = pickle.loads(pickled_class)
+ModuleNotFoundError: No module named 'search'
+
+An unexpected internal error occurred while the worker was executing a task."""
+FILE = """\x1b[36mray::ImplicitFunc.train()\x1b[39m (pid=27047, ip=192.0.2.2, repr=run_trial)
+  File "registry.py", line 313, in get
+    return ray.get(self.references[k])
+ray.exceptions.RaySystemError: System error: [Errno 2] No such file or directory: '/data/a'
+traceback: Traceback (most recent call last):
+FileNotFoundError: [Errno 2] No such file or directory: '/data/a'
+"""
+KILLED = """The actor died unexpectedly before finishing this task.
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker
+unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was killed
+by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed unexpectedly due
+to SIGSEGV or another unexpected error."""
+LOST = "The actor died unexpectedly before finishing this task.\nThe actor died because its node has died. Node Id: 4f2"
+FULL = "Task was killed due to the node running low on memory.\nMemory on the node (IP: 192.0.2.2) was 15.2GB / 16GB"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (IMPORT, Failure("ModuleNotFoundError: No module named 'search'", fault=True)),
+        (FILE, Failure("FileNotFoundError: [Errno 2] No such file or directory: '/data/a'", fault=True)),
+        (KILLED, Failure(DIED, fault=False)),
+        (LOST, Failure(NODE, fault=False)),
+        (FULL, Failure(MEMORY, fault=False)),
+        ("", Failure(DIED, fault=False)),
+    ],
+    ids=["an import", "a file", "a kill", "a node", "memory", "nothing"],
+)
+def test_the_true_cause_is_told_and_a_kill_only_where_there_was_one(text: str, expected: Failure) -> None:
+    assert failure(text) == expected
+    assert failure(RuntimeError(text)) == expected
+
+
+def test_of_the_errors_that_tune_keeps_of_a_trial_the_newest_counts(tmp_path: Path) -> None:
+    file = tmp_path / "error.txt"
+    file.write_text(f"Failure # 1 (occurred at noon)\n{IMPORT}\nFailure # 2 (occurred at one)\n{KILLED}\n")
+    assert told_by_tune(str(file)) == Failure(DIED, fault=False)
+    assert told_by_tune(str(tmp_path / "none")) is None
+    assert told_by_tune(None) is None
+
+
+def test_an_exception_of_many_lines_is_told_by_its_last_one() -> None:
+    assert last_line(RuntimeError("one")) == "one"
+    assert last_line(RuntimeError("one\n  two\n\n")) == "two"
+    assert last_line(RuntimeError()) == "RuntimeError"
