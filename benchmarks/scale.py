@@ -46,6 +46,7 @@ from hksd_search.space import space as spaces
 from hksd_search.space.sizes import Meter, check_feasible
 from hksd_search.study.reading import FACTS_FILE, counts, open_search
 from hksd_search.study.records import trial_folder
+from hksd_search.tracking import access
 from hksd_search.tracking import tracker as tracking
 
 NAME = "scale"
@@ -123,7 +124,7 @@ def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[s
     ends: list[float] = []
     with (folder / "output.txt").open("w") as output:
         display = Display(Console(file=output), trials)
-        tracker = tracking.Tracker(tracking.store(None, runs), folder, NAME)
+        tracker = tracking.Tracker(access.store_uri(None, runs), folder, NAME)
         tracker.start_search({}, "")
         events = Events(
             started=[tracker.start_trial, display.started],

@@ -40,6 +40,7 @@ from hksd_search.study import reading
 from hksd_search.study.reading import FACTS_FILE, SearchFolder, open_search
 from hksd_search.summary import Outcome, facts_of, finish_tracking, note_origin, outcome, parent_params, teacher_line
 from hksd_search.teaching import Teaching, make_teacher, with_teacher
+from hksd_search.tracking import access
 from hksd_search.tracking import tracker as tracking
 
 
@@ -243,7 +244,7 @@ def teach(seen: Seen, earlier: Sequence[SearchFolder], resume: bool) -> Taught:
 def open_books(seen: Seen, taught: Taught) -> Books:
     """Open the study and the parent run in MLflow."""
     space, home, display, drop = seen.space, seen.home, seen.display, seen.space.search.max_drop
-    uri = tracking.store(home.tracking_uri, home.runs)
+    uri = access.store_uri(home.tracking_uri, home.runs)
     tracker = tracking.Tracker(uri, home.folder, home.name)
     tracker.start_search(parent_params(space, taught.facts), resolved(space))
     events = Events(

@@ -17,8 +17,9 @@ from hksd.teacher import prepare as teachers
 from hksd_search.backend.packing import trials_at_once
 from hksd_search.commands.estimate import lines
 from hksd_search.estimate import dry_run
-from hksd_search.estimate.estimate import Estimate, Machine, estimate, feasible_draws, fit_numbers, spread
+from hksd_search.estimate.estimate import Estimate, estimate, fit_numbers
 from hksd_search.estimate.forecast import Span
+from hksd_search.estimate.question import Machine, feasible_draws, spread
 from hksd_search.space import space as spaces
 from hksd_search.space.sizes import Meter
 

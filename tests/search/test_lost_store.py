@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from hksd_search.ledger import Events, Ledger
 from hksd_search.study.records import read_records
+from hksd_search.tracking import access
 from hksd_search.tracking import tracker as tracking
 from hksd_search.tracking.facts import STATUS
 from hksd_search.tracking.tracker import EXPERIMENT, Tracker
@@ -35,7 +36,7 @@ def begin(make_space: Make, open_ledger: Make, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(tracking, "RETRY_S", 0.1)
 
     def go() -> tuple[Ledger, Tracker]:
-        tracker = Tracker(tracking.store(None, tmp_path), tmp_path, "first")
+        tracker = Tracker(access.store_uri(None, tmp_path), tmp_path, "first")
         tracker.start_search({"space": "small"}, "x")
         events = Events([tracker.start_trial], [tracker.epoch], [tracker.end_trial])
         return open_ledger(make_space(search={"trials": 5, "arms": "none"}), events), tracker
@@ -52,7 +53,7 @@ def sent(tracker: Tracker) -> None:
 
 def must_agree(folder: Path) -> None:
     """The store has each trial of the study once, with its status, accuracies and parameters."""
-    client = MlflowClient(tracking_uri=tracking.store(None, folder))
+    client = MlflowClient(tracking_uri=access.store_uri(None, folder))
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     runs: list[Run] = list(client.search_runs([experiment.experiment_id]))

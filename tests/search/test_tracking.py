@@ -26,6 +26,7 @@ from hksd.config.run import RunConfig, config_hash, dump, flatten
 from hksd.errors import UserError
 from hksd_search.space.sizes import Meter
 from hksd_search.study.records import Assignment, Record, Status
+from hksd_search.tracking import access
 from hksd_search.tracking import tracker as tracking
 from hksd_search.tracking.tracker import EXPERIMENT, PARENT, RUNS_FILE, SPOOL_FILE, Tracker
 
@@ -38,7 +39,7 @@ PROMPT_S = 0.05  # a call that only takes note returns within that time
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh SQLite store; making one takes seconds, copying it none."""
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking.check(f"sqlite:///{file}")
+    access.check(f"sqlite:///{file}")
     return file
 
 
@@ -635,10 +636,10 @@ def test_a_password_in_the_address_of_a_store_is_never_said(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match="cannot be used") as caught:
-        tracking.check(uri)
+        access.check(uri)
     assert "127.0.0.1" in str(caught.value) or "host" in str(caught.value)
     assert "kept-secret" not in str(caught.value)
-    assert not any("kept-secret" in line for line in tracking.how_to_look(uri, "mlflow", "1"))
+    assert not any("kept-secret" in line for line in access.how_to_look(uri, "mlflow", "1"))
     tracker = Tracker(uri, folder, "first")
     tracker.start_search({}, "x")
     assert "kept-secret" not in str(tracker.close().problem)
@@ -646,16 +647,16 @@ def test_a_password_in_the_address_of_a_store_is_never_said(
 
 
 def test_a_store_that_is_there_is_counted_and_one_that_is_not_is_named(uri: str, tmp_path: Path) -> None:
-    assert tracking.check(uri) == f"{uri}: 1 experiment(s)"
+    assert access.check(uri) == f"{uri}: 1 experiment(s)"
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match=r"file/x\.db cannot be used"):
-        tracking.check(f"sqlite:///{tmp_path / 'file' / 'x.db'}")
+        access.check(f"sqlite:///{tmp_path / 'file' / 'x.db'}")
 
 
 def test_the_default_store_is_absolute_wherever_the_search_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert tracking.store(None, Path("runs")) == f"sqlite:///{tmp_path.resolve()}/runs/mlflow.db"
-    assert tracking.store("sqlite:///own.db", Path("runs")) == f"sqlite:///{tmp_path.resolve()}/own.db"
-    assert tracking.store("http://127.0.0.1:5000", Path("runs")) == "http://127.0.0.1:5000"
+    assert access.store_uri(None, Path("runs")) == f"sqlite:///{tmp_path.resolve()}/runs/mlflow.db"
+    assert access.store_uri("sqlite:///own.db", Path("runs")) == f"sqlite:///{tmp_path.resolve()}/own.db"
+    assert access.store_uri("http://127.0.0.1:5000", Path("runs")) == "http://127.0.0.1:5000"

@@ -125,9 +125,9 @@ def _storage(runs: Path) -> str:
 
 
 def _mlflow(runs: Path, uri: str | None) -> str:
-    from hksd_search.tracking import tracker as tracking
+    from hksd_search.tracking import access
 
-    return tracking.check(tracking.store(uri, runs))
+    return access.check(access.store_uri(uri, runs))
 
 
 def _ray() -> str:

@@ -34,19 +34,20 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Measure a few steps and say what a search would take: time, memory, money. Trains and keeps nothing."""
-    from hksd_search.estimate import estimate as estimates
+    from hksd_search.estimate.estimate import estimate as measure
+    from hksd_search.estimate.question import machine_here
     from hksd_search.space import space as spaces
 
     output = Output(as_json)
     given = {"concurrent": concurrent, "price": price}
     changed = [f"search.{key}={value}" for key, value in given.items() if value is not None]
     parsed = spaces.load(space, [*(overrides or []), *changed]).with_trials(trials)
-    machine = estimates.machine_here(address, cpus, gpus)
+    machine = machine_here(address, cpus, gpus)
 
     def say(text: str) -> None:
         output.console.print(text, highlight=False, markup=False)
 
-    found = estimates.estimate(parsed, machine, runs=runs, say=say)
+    found = measure(parsed, machine, runs=runs, say=say)
 
     def show(console: Console) -> None:
         for line in lines(found, parsed.search.max_device_hours, parsed.search.max_cost):

@@ -51,7 +51,7 @@ def search(
 ) -> None:
     """Search, log every trial in MLflow, export the best student."""
     from hksd_search import console, run, session
-    from hksd_search.tracking import tracker as tracking
+    from hksd_search.tracking import access
 
     output = Output(as_json)
     options = {
@@ -100,7 +100,7 @@ def search(
                 f"export another with `hksd export {outcome.name} --trial N`"
             )
         seen = outcome.tracking
-        for line in tracking.how_to_look(seen["uri"], console.program("mlflow"), seen["experiment"]):
+        for line in access.how_to_look(seen["uri"], console.program("mlflow"), seen["experiment"]):
             out.print(line, highlight=False)
 
     keys = ("name", "trials", "best", "arms", "verdict", "front", "wall_s", "device_s", "export", "ended", "tracking")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from hksd_search.commands.options import Json, Overrides
 from hksd_search.commands.output import Output
 
 if TYPE_CHECKING:
-    from hksd.config.run import RunConfig
+    from hksd.config.run import RunConfig, StudentConfig
     from hksd_search.space.sizes import Costs
     from hksd_search.space.space import Space
 
@@ -29,85 +31,136 @@ def space(
     as_json: Json = False,
 ) -> None:
     """Show a search space: its ranges, sampled configurations, the share within its limits."""
-    # Sizes need the shape of the images: where the data cannot be read, they are left out.
-    from hksd import data as datasets
-    from hksd.config import run as config
-    from hksd.errors import UserError
-    from hksd_search.space import grid
     from hksd_search.space import space as spaces
-    from hksd_search.space.preview import DRAWS, check_knowledge, random_draws
-    from hksd_search.space.sizes import Meter, check_feasible, within
-    from hksd_search.strategy import samplers, stopping
+    from hksd_search.space.preview import DRAWS
 
     parsed = spaces.load(name, overrides or [])
     draws = max(samples, DRAWS)
-    drawn = random_draws(parsed, draws)
+    seen = _look(parsed, draws)
+    facts = _facts(parsed, seen, samples, draws)
+    Output(as_json).give(facts, lambda console: _show(console, parsed, seen, samples, draws))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What random draws show of a space.
+
+    Attributes:
+        drawn: the draws.
+        distinct: how many different ones there are.
+        points: size of its grid, up to `COUNTED` and one; None where it has none.
+        problem: why sizes are not known.
+        sizes: of the students of the draws; empty where they are not known.
+        share: of the draws within the limits.
+        largest: the largest student within the limits.
+        knowledge: see `_knowledge`.
+    """
+
+    drawn: list[RunConfig]
+    distinct: int
+    points: int | None
+    problem: str | None = None
+    sizes: list[Costs] = field(default_factory=list)
+    share: float | None = None
+    largest: StudentConfig | None = None
+    knowledge: dict[str, Any] | None = None
+
+
+def _look(space: Space, count: int) -> _Seen:
+    """Draw from a space. Sizes need the shape of the images: where the data cannot be read, they are left out.
+
+    Raises:
+        UserError: no draw makes a valid run, or one wants knowledge of views that cannot be enough.
+    """
+    from hksd import data as datasets
+    from hksd.config.run import config_hash
+    from hksd.errors import UserError
+    from hksd_search.space import grid
+    from hksd_search.space.preview import check_knowledge, random_draws
+    from hksd_search.space.sizes import Meter, check_feasible, within
+
+    drawn = random_draws(space, count)
     if not drawn:
-        raise UserError(f"{parsed.source}: no random draw of this space makes a valid run")
+        raise UserError(f"{space.source}: no random draw of this space makes a valid run")
+    seen = _Seen(drawn, len({config_hash(draw) for draw in drawn}), grid.count(space, COUNTED))
     shape: dict[str, int] = {}
     try:
-        shape = datasets.load(parsed.middle({}).data).image_shape
+        shape = datasets.load(space.middle({}).data).image_shape
         meter = Meter(shape)
         sizes = [meter.costs(draw.student) for draw in drawn]
-        largest = check_feasible(parsed, meter)
-        share = sum(not within(parsed.search.limits, size) for size in sizes) / draws
-        problem, knowledge = None, _knowledge(drawn, sizes, shape)
+        largest = check_feasible(space, meter)
+        share = sum(not within(space.search.limits, size) for size in sizes) / count
+        seen = replace(seen, sizes=sizes, share=share, largest=largest, knowledge=_knowledge(drawn, sizes, shape))
     except UserError as error:
-        sizes, share, largest, problem, knowledge = [], None, None, str(error), None
+        seen = replace(seen, problem=str(error))
     if shape:
-        check_knowledge(parsed, shape)
-    plain = list(parsed.alternatives.values()) or [parsed]
-    drawable = list(dict.fromkeys(".".join(map(str, path)) for one in plain for path in one.ranges))
-    distinct = len({config.config_hash(draw) for draw in drawn})
-    points = grid.count(parsed, COUNTED)
-    facts = {
-        "name": parsed.name,
-        "sampler": dict(zip(("name", "reason"), samplers.name_and_reason(parsed), strict=True)),
-        "grid": points if points is None or points <= COUNTED else None,
-        "ranges": {".".join(map(str, path)): str(spread) for path, spread in parsed.ranges.items()},
-        "search": config.dump(parsed.search),
-        "grace_epochs": stopping.grace_epochs(parsed),
-        "share_within_limits": share,
-        "problem": problem,
-        "distinct": distinct,
+        check_knowledge(space, shape)
+    return seen
+
+
+def _facts(space: Space, seen: _Seen, samples: int, draws: int) -> dict[str, Any]:
+    """A space for machines."""
+    from hksd.config.run import canonical, dump
+    from hksd_search.strategy import samplers, stopping
+
+    return {
+        "name": space.name,
+        "sampler": dict(zip(("name", "reason"), samplers.name_and_reason(space), strict=True)),
+        "grid": seen.points if seen.points is None or seen.points <= COUNTED else None,
+        "ranges": {".".join(map(str, path)): str(spread) for path, spread in space.ranges.items()},
+        "search": dump(space.search),
+        "grace_epochs": stopping.grace_epochs(space),
+        "share_within_limits": seen.share,
+        "problem": seen.problem,
+        "distinct": seen.distinct,
         "draws": draws,
-        "largest_student": config.dump(largest) if largest else None,
-        "knowledge": knowledge,
-        "samples": [config.canonical(draw) for draw in drawn[:samples]],
+        "largest_student": dump(seen.largest) if seen.largest else None,
+        "knowledge": seen.knowledge,
+        "samples": [canonical(draw) for draw in seen.drawn[:samples]],
     }
 
-    def show(console: Any) -> None:
-        say = partial(console.print, highlight=False, markup=False)
-        say(f"space {parsed.name} ({parsed.source})")
-        _show_tree(say, parsed)
-        limits = {key: value for key, value in config.dump(parsed.search.limits).items() if value is not None}
-        say(f"trials {parsed.search.trials}, limits {limits or 'none'}, " + stopping.description(parsed))
-        say(samplers.told(parsed))
-        if points is not None:
-            say(f"the grid of the space has {f'more than {COUNTED:,}' if points > COUNTED else f'{points:,}'} points")
-        if problem:
-            say(f"sizes unknown: {problem}")
-        else:
-            say(
-                f"{share:.0%} of {draws} random draws are within the limits"
-                f"{' (latency, which is not measured here, apart)' if parsed.search.asks_latency else ''}; "
-                f"the arms take {largest.model} w{largest.width:g}, the largest"
-                if largest
-                else ""
-            )
-        say(f"{distinct} of {draws} random draws are different configurations")
-        if knowledge:
-            _show_knowledge(say, knowledge)
-        for number, draw in enumerate(drawn[:samples]):
-            flat = config.flatten(config.canonical(draw))
-            mine = {key: flat[key] for key in drawable if key in flat}
-            size = f"{sizes[number]['params']:,} parameters, {sizes[number]['mflops']:.2f} MFLOPs: " if sizes else ""
-            say(
-                f"sample {number + 1}: {size}"
-                + ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in mine.items())
-            )
 
-    Output(as_json).give(facts, show)
+def _show(console: Console, space: Space, seen: _Seen, samples: int, draws: int) -> None:
+    """A space for people."""
+    from hksd.config.run import dump
+    from hksd_search.strategy import samplers, stopping
+
+    say = partial(console.print, highlight=False, markup=False)
+    say(f"space {space.name} ({space.source})")
+    _show_tree(say, space)
+    limits = {key: value for key, value in dump(space.search.limits).items() if value is not None}
+    say(f"trials {space.search.trials}, limits {limits or 'none'}, " + stopping.description(space))
+    say(samplers.told(space))
+    if seen.points is not None:
+        many = f"more than {COUNTED:,}" if seen.points > COUNTED else f"{seen.points:,}"
+        say(f"the grid of the space has {many} points")
+    if seen.largest is None:
+        say(f"sizes unknown: {seen.problem}")
+    else:
+        unmeasured = " (latency, which is not measured here, apart)" if space.search.asks_latency else ""
+        say(
+            f"{seen.share:.0%} of {draws} random draws are within the limits{unmeasured}; "
+            f"the arms take {seen.largest.model} w{seen.largest.width:g}, the largest"
+        )
+    say(f"{seen.distinct} of {draws} random draws are different configurations")
+    if seen.knowledge:
+        _show_knowledge(say, seen.knowledge)
+    _show_samples(say, space, seen, samples)
+
+
+def _show_samples(say: Any, space: Space, seen: _Seen, samples: int) -> None:
+    """The first draws: sizes, and the values of what was drawn."""
+    from hksd.config.run import canonical, flatten
+
+    plain = list(space.alternatives.values()) or [space]
+    drawable = list(dict.fromkeys(".".join(map(str, path)) for one in plain for path in one.ranges))
+    for number, draw in enumerate(seen.drawn[:samples]):
+        flat = flatten(canonical(draw))
+        mine = {key: flat[key] for key in drawable if key in flat}
+        costs = seen.sizes[number] if seen.sizes else None
+        size = f"{costs['params']:,} parameters, {costs['mflops']:.2f} MFLOPs: " if costs else ""
+        values = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in mine.items())
+        say(f"sample {number + 1}: {size}{values}")
 
 
 def _knowledge(drawn: list[RunConfig], sizes: list[Costs], shape: dict[str, int]) -> dict[str, Any] | None:

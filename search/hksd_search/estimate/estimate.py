@@ -13,45 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from hksd import data as datasets
 from hksd.config.run import RunConfig, TeacherConfig
 from hksd.data import DataSet
-from hksd.errors import RunError, UserError
-from hksd.models.size import size_of
+from hksd.errors import RunError
 from hksd.teacher import prepare as teachers
-from hksd.teacher.plan import live_because
 from hksd_search.backend import packing
-from hksd_search.backend.connect import start_ray
 from hksd_search.caps import HOUR, device_hours
 from hksd_search.estimate import dry_run, forecast
 from hksd_search.estimate.dry_run import Findings, Stage
-from hksd_search.estimate.forecast import Plan, Span, Work, around
-from hksd_search.session import IMAGES, TEACHERS
-from hksd_search.space.arms import Competitors
-from hksd_search.space.preview import check_knowledge, random_draws
-from hksd_search.space.sizes import Meter, check_feasible, within
+from hksd_search.estimate.forecast import Plan, Span, around
+from hksd_search.estimate.question import MEASURED, Machine, Question, ask
+from hksd_search.session import TEACHERS
 from hksd_search.space.space import Space
 from hksd_search.strategy import stopping
-from hksd_search.teaching import Teaching, with_teacher
+from hksd_search.teaching import Teaching
 
-DRAWN = 200  # random draws that the forecast is averaged over
-MEASURED = 12  # draws that the dry run trains for some steps
 STARTS = 3.0  # time until the first trial trains, and from the last to the end, in starts of a worker of the dry run
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a search would run on.
-
-    Attributes:
-        cpus: processor cores.
-        gpus: GPUs.
-        address: Ray cluster; None is this machine.
-    """
-
-    cpus: int
-    gpus: float
-    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,125 +96,105 @@ def estimate(space: Space, machine: Machine, *, runs: Path, say: Callable[[str],
         RunError: no run could be measured.
     """
     begun = time.monotonic()
-    middle = space.middle({})
-    data = datasets.load(middle.data, runs / IMAGES)
-    shape = data.image_shape
-    meter = Meter(shape)
-    largest = check_feasible(space, meter)
-    check_knowledge(space, shape)
-    competitors = Competitors(space, largest, shape["image_size"])
-    arms = list(competitors.published.values())[: space.search.trials]
-    if not machine.gpus:
-        packing.trials_at_once(space.search, 0.0, machine.cpus, 0.0)  # a fault comes before the measuring
-    drawn = [run for one in competitors.spaces.values() for run in feasible_draws(one, meter)]
-    chosen = [*arms, *spread(drawn, meter, MEASURED)]
-    batch = max([middle.train.batch_size, *(run.train.batch_size for run in chosen), *_teacher_batches(middle)])
-    small = dry_run.miniature(data, batch)
-    shared = dry_run.shortened(middle)
-    taught = with_teacher(arms, middle)
-    absent = {file: part for run in taught for file, part in teachers.missing(run, data, runs / TEACHERS).items()}
-    missing = tuple(sorted(absent.values(), reverse=True))
+    asked = ask(space, machine, runs)
+    return _forecast(asked, _measured(asked, say), begun)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What the dry run found.
+
+    Attributes:
+        small: the images that it used.
+        stage: of the teacher.
+        packed: GPUs of a trial.
+        at_once: trials at once.
+        workers: processes that measured at once.
+        found: what each of them measured.
+        knowledge_seconds: what the teacher says of all views of all images.
+    """
+
+    small: DataSet
+    stage: Stage
+    packed: packing.Packing
+    at_once: int
+    workers: int
+    found: list[Findings]
+    knowledge_seconds: float
+
+
+def _measured(asked: Question, say: Callable[[str], None]) -> _Measured:
+    """Train some steps of the teacher, then of the chosen runs."""
+    space, machine, middle = asked.space, asked.machine, asked.middle
+    batch = max([middle.train.batch_size, *(run.train.batch_size for run in asked.chosen), *_teacher_batches(middle)])
+    small, shared = dry_run.miniature(asked.data, batch), dry_run.shortened(middle)
     with tempfile.TemporaryDirectory(prefix="hksd-estimate-") as scratch:
         cache = Path(scratch) / TEACHERS
-        say("measuring some steps of the teacher" if missing else "the teacher is cached; a small one stands in for it")
-        stage = dry_run.time_teacher([dry_run.shortened(run) for run in taught], small, cache)
+        missing = "measuring some steps of the teacher"
+        say(missing if asked.missing else "the teacher is cached; a small one stands in for it")
+        stage = dry_run.time_teacher([dry_run.shortened(run) for run in asked.taught], small, cache)
         teaching = Teaching(shared, small, teachers.prepare(shared, small, cache_dir=cache), cache)
         teaching.build_all()
-        packed = _packed(replace(shared, student=largest), small, cache, space, machine)
+        packed = _packed(replace(shared, student=asked.largest), small, cache, space, machine)
         at_once = packing.trials_at_once(space.search, packed.gpu, machine.cpus, machine.gpus)
-        workers = min(at_once, len(chosen), _capacity(machine, space, packed.gpu))
-        say(f"measuring some steps of {len(chosen)} runs, {workers} at once")
-        jobs = dry_run.jobs([dry_run.shortened(run) for run in chosen], shared, small, cache, workers)
+        workers = min(at_once, len(asked.chosen), _capacity(machine, space, packed.gpu))
+        say(f"measuring some steps of {len(asked.chosen)} runs, {workers} at once")
+        jobs = dry_run.jobs([dry_run.shortened(run) for run in asked.chosen], shared, small, cache, workers)
         found = _measure(jobs, machine, space, packed.gpu)
-    knowledge = _knowledge_seconds(teaching, middle, data, small, missing, runs / TEACHERS)
-    works = [_work(run, meter, len(data.train)) for run in chosen]
-    seconds, noise = _step_seconds(found, [dry_run.steps(len(small.train), run.train.batch_size) for run in chosen])
+    knowledge = _knowledge_seconds(teaching, middle, asked.data, small, asked.missing, asked.runs / TEACHERS)
+    return _Measured(small, stage, packed, at_once, workers, found, knowledge)
+
+
+def _forecast(asked: Question, measured: _Measured, begun: float) -> Estimate:
+    """What the search would cost, from what was measured since `begun` (monotonic clock)."""
+    search, found, gpu = asked.space.search, measured.found, measured.packed.gpu
+    works = [asked.work(run) for run in asked.chosen]
+    steps = [dry_run.steps(len(measured.small.train), run.train.batch_size) for run in asked.chosen]
+    seconds, noise = _step_seconds(found, steps)
     fit = forecast.fitted([works[number] for number in seconds], list(seconds.values()))
-    count = max(space.search.trials - len(arms), 0)
-    groups = len(competitors.spaces)  # trials are stopped early by comparison with those of their own space
-    grace, epochs = stopping.grace_epochs(space), stopping.total_epochs(space)
-    expected = forecast.expected_epochs(space.search.scheduler, grace, count // groups, epochs)
+    count = max(search.trials - len(asked.arms), 0)
+    grace, epochs = stopping.grace_epochs(asked.space), stopping.total_epochs(asked.space)
+    # Trials are stopped early by comparison with those of their own space.
+    expected = forecast.expected_epochs(search.scheduler, grace, count // asked.groups, epochs)
     plan = Plan(
         drawn=count,
         arms=tuple(
             seconds[number] * works[number].steps if number in seconds else fit.epoch_seconds(works[number])
-            for number in range(len(arms))
+            for number in range(len(asked.arms))
         ),
         epochs=epochs,
         first_rung=grace,
         expected=expected,
-        at_once=at_once,
-        knowledge_seconds=knowledge,
+        at_once=measured.at_once,
+        knowledge_seconds=measured.knowledge_seconds,
         first_seconds=float(np.mean([each.first_seconds for each in found])),
     )
-    epoch_seconds = [fit.epoch_seconds(_work(run, meter, len(data.train))) for run in drawn]
+    epoch_seconds = [fit.epoch_seconds(asked.work(run)) for run in asked.drawn]
     sums = forecast.totals(plan, epoch_seconds, fit.error / len(seconds) ** 0.5, noise)
-    stage_seconds = _teacher_seconds(stage, middle, data, small, missing)
+    stage = _teacher_seconds(measured.stage, asked.middle, asked.data, measured.small, asked.missing)
     start = STARTS * float(np.mean([each.start_seconds for each in found]))
-    hours = around(device_hours(sums.training, packed.gpu) + stage_seconds / HOUR, sums.error)
-    price = space.search.price
+    hours = around(device_hours(sums.training, gpu) + stage / HOUR, sums.error)
     return Estimate(
         trials=count + len(plan.arms),
-        at_once=at_once,
-        gpu=packed.gpu,
-        gpu_reason=packed.reason,
-        teacher_seconds=stage_seconds,
-        missing=missing,
-        knowledge_seconds=knowledge,
+        at_once=measured.at_once,
+        gpu=gpu,
+        gpu_reason=measured.packed.reason,
+        teacher_seconds=stage,
+        missing=asked.missing,
+        knowledge_seconds=measured.knowledge_seconds,
         trial_seconds=sums.trial,
         expected_epochs=expected,
         epochs=epochs,
-        wall_hours=around((sums.wall + stage_seconds + start) / HOUR, sums.error),
+        wall_hours=around((sums.wall + stage + start) / HOUR, sums.error),
         device_hours=hours,
-        cost=None if price is None else hours.times(price),
-        price=price,
+        cost=None if search.price is None else hours.times(search.price),
+        price=search.price,
         peak_bytes=max(each.peak_bytes for each in found),
         gpu_bytes=max(each.gpu_bytes for each in found),
         measured=len(seconds),
-        workers=workers,
+        workers=measured.workers,
         seconds=time.monotonic() - begun,
     )
-
-
-def feasible_draws(space: Space, meter: Meter) -> list[RunConfig]:
-    """Random draws within the limits.
-
-    Raises:
-        UserError: there is none.
-    """
-    drawn = [run for run in random_draws(space, DRAWN) if not within(space.search.limits, meter.costs(run.student))]
-    if not drawn:
-        raise UserError(f"{space.source}: no random draw of this space makes a valid run within the limits")
-    return drawn
-
-
-def spread(drawn: Sequence[RunConfig], meter: Meter, count: int) -> list[RunConfig]:
-    """Some of the draws, at even distances in the order of their MFLOPs."""
-    ordered = sorted(drawn, key=lambda run: meter.costs(run.student)["mflops"])
-    count = min(count, len(ordered))
-    return [ordered[int((at + 0.5) * len(ordered) / count)] for at in range(count)]
-
-
-def machine_here(address: str | None, cpus: int | None, gpus: int | None) -> Machine:
-    """What a search would run on: this machine, or a cluster, with other numbers where they are given.
-
-    Raises:
-        UserError: there is no cluster, or a GPU is asked for and there is none to measure on.
-    """
-    if address is None:
-        have = Machine(len(os.sched_getaffinity(0)), torch.cuda.device_count())
-    else:
-        from hksd_search.backend import connect as ray_env
-
-        ray_env.prepare(address)
-        import ray
-
-        start_ray(address)
-        resources = ray.cluster_resources()
-        have = Machine(int(resources.get("CPU", 0)), resources.get("GPU", 0.0), address)
-    if gpus and not have.gpus:
-        raise UserError(f"--gpus {gpus}: there is no GPU here to measure on; run the estimate where there is one")
-    return replace(have, cpus=cpus or have.cpus, gpus=have.gpus if gpus is None else gpus)
 
 
 def _capacity(machine: Machine, space: Space, gpu: float) -> int:
@@ -262,21 +219,6 @@ def _measure(jobs: Sequence[dry_run.Job], machine: Machine, space: Space, gpu: f
     if machine.address is not None:
         return dry_run.run_on_cluster(jobs, space.search.resources.cpu, gpu)
     return dry_run.run_here(jobs)
-
-
-def _work(run: RunConfig, meter: Meter, images: int) -> Work:
-    """What makes a step of a run long."""
-    active = run.terms.active()
-    needs = run.teacher is not None and run.terms.teacher_needs
-    live = bool(needs) and (run.train.knowledge == "live" or bool(live_because(run, **meter.shape)))
-    teacher = size_of(run.teacher.spec(), **meter.shape).mflops if live and run.teacher is not None else 0.0
-    return Work(
-        images=run.train.batch_size,
-        student=meter.costs(run.student)["mflops"],
-        teacher=teacher,
-        terms=sum(bool(term.teacher_needs) for term in active.values()),
-        steps=run.data_free.steps_per_epoch if run.data_free else dry_run.steps(images, run.train.batch_size),
-    )
 
 
 def fit_numbers(found: Sequence[Findings]) -> list[int]:

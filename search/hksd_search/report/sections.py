@@ -19,7 +19,8 @@ from hksd_search.space.space import Space
 from hksd_search.study import openings
 from hksd_search.study.reading import SearchFolder
 from hksd_search.study.records import Record
-from hksd_search.tracking import tracker as tracking
+from hksd_search.tracking import access
+from hksd_search.tracking.tracker import RUNS_FILE
 
 TABLE_FILE = "trials.csv"
 LISTED = 200  # trials in the table of the page, the best ones
@@ -253,7 +254,7 @@ def facts(search: SearchFolder, space: Space | None) -> list[tuple[str, str]]:
 def _tracked(search: SearchFolder) -> list[str]:
     """How to see the search in MLflow; the address is without its password."""
     try:
-        known = json.loads((search.folder / tracking.RUNS_FILE).read_text())
-        return tracking.how_to_look(known["uri"], "mlflow", known.get("experiment"))
+        known = json.loads((search.folder / RUNS_FILE).read_text())
+        return access.how_to_look(known["uri"], "mlflow", known.get("experiment"))
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
 import threading
 import time
@@ -17,12 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from hksd.errors import UserError
 from hksd.files import write_atomically
 from hksd_search.study.records import Assignment, Record
 from hksd_search.tracking import refill as lost_store
+from hksd_search.tracking.access import SQLITE, quiet_environment, reason_of
 from hksd_search.tracking.facts import STATUS, epoch_metrics, trial_end, trial_start
 from hksd_search.tracking.spool import Spool
 
@@ -34,29 +32,6 @@ RETRY_S, FLUSH_S = 2.0, 20.0
 LONGEST_FLUSH_S = 300.0  # a slow store that still takes records gets that long at the end
 BATCH_PARAMS = 100  # MLflow takes at most that many parameters in a batch
 log = logging.getLogger(__name__)
-
-
-SQLITE = "sqlite:///"
-
-
-def store(uri: str | None, runs: Path) -> str:
-    """The tracking store: `uri`, else a SQLite file below `runs`. SQLite paths are made absolute for MLflow."""
-    uri = uri or f"{SQLITE}{runs / 'mlflow.db'}"
-    return SQLITE + str(Path(uri.removeprefix(SQLITE)).resolve()) if uri.startswith(SQLITE) else uri
-
-
-def how_to_look(uri: str, mlflow: str, experiment: str | None) -> list[str]:
-    """What to type and open to see a store in the browser, on loopback.
-
-    Args:
-        uri: the store.
-        mlflow: how to call the mlflow program.
-        experiment: id of the experiment, when it is known.
-    """
-    page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning" if experiment else ""
-    if uri.startswith(SQLITE):
-        return [f"compare the trials: {mlflow} ui --backend-store-uri {uri}", f"then open http://127.0.0.1:5000{page}"]
-    return [f"compare the trials: open {_without_password(uri)}{page}"]
 
 
 @dataclass(frozen=True)
@@ -211,7 +186,7 @@ class Tracker:
                 self._deadline = min(self._limit, max(self._deadline, time.monotonic() + FLUSH_S))
                 return True
             except Exception as error:  # the store is another program's: whatever it raises, training goes on
-                reason = _reason(error, self.uri or "")
+                reason = reason_of(error, self.uri or "")
                 if self.runs and lost_store.is_lost(error) and not self._lost:
                     log.warning(
                         "MLflow has lost the runs of this search; they are written again, as the study has them"
@@ -240,7 +215,7 @@ class Tracker:
         self._lost, self._filled = False, now
 
     def _connect(self) -> Any:
-        _quiet_environment()
+        quiet_environment()
         assert self.uri is not None
         if self._lost and self.uri.startswith(SQLITE):
             lost_store.make_tables(self.uri)
@@ -261,85 +236,57 @@ class Tracker:
         return client
 
     def _send(self, client: Any, operation: dict[str, Any]) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
-        run, at = self.runs.get(operation["run"]), operation["time"]
-        if operation["kind"] == "start":
-            if run is None:
-                tags = (
-                    operation["tags"] | {"mlflow.parentRunId": self.runs[PARENT]}
-                    if operation["run"] != PARENT
-                    else operation["tags"]
-                )
-                created = client.create_run(self.experiment_id, start_time=at, tags=tags, run_name=operation["name"])
-                run = self.runs[operation["run"]] = created.info.run_id
-                self._note({operation["run"]: run})
-            else:
-                client.update_run(run, status="RUNNING")
-                for key, value in operation["tags"].items():
-                    client.set_tag(run, key, value)
-            new = operation["run"] not in self.earlier
-            params = [Param(key, value[:6000]) for key, value in operation["params"].items() if new]
-            metrics = [Metric(k, v, at, 0) for k, v in operation.get("metrics", {}).items() if new]
-            for start in range(0, max(len(params), bool(metrics)), BATCH_PARAMS):
-                client.log_batch(run, metrics, params[start : start + BATCH_PARAMS])
-                metrics = []
-            self.earlier |= {operation["run"]}  # a trial that is tried again starts again
+        """Write a record of the spool; its kinds are the methods below."""
+        kind, run = operation["kind"], self.runs.get(operation["run"])
+        if kind == "start":
+            self._start_run(client, run, operation)
         elif run is None:
             log.warning("a record of run %s belongs to another MLflow store and is left out", operation["run"])
-        elif operation["kind"] == "metrics":
-            step = operation["step"]
-            if (operation.get("once") or at <= self._filled) and any(
-                m.step == step for m in client.get_metric_history(run, "val/accuracy")
-            ):
-                return
-            client.log_batch(run, metrics=[Metric(k, float(v), at, step) for k, v in operation["metrics"].items()])
-        elif operation["kind"] == "text":
-            client.log_text(run, operation["text"], operation["file"])
         else:
-            client.log_batch(run, tags=[RunTag(key, value) for key, value in operation["tags"].items()])
-            client.set_terminated(run, operation["status"], end_time=at)
-            self._note({})
+            write = {"metrics": self._write_metrics, "text": self._write_text, "end": self._end_run}[kind]
+            write(client, run, operation)
 
+    def _start_run(self, client: Any, run: str | None, operation: dict[str, Any]) -> None:
+        """Make a run, or let one go on; its params and first metrics are written once."""
+        from mlflow.entities import Metric, Param
 
-def _quiet_environment() -> None:
-    """Fail fast and keep quiet: our own loop retries, and nothing is sent to anybody else."""
-    for name, value in {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_LOGGING_LEVEL": "ERROR",
-        "GIT_PYTHON_REFRESH": "quiet",
-        "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # a connection that is kept sees a deleted file as it was
-    }.items():
-        os.environ.setdefault(name, value)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        name, tags, at = operation["run"], operation["tags"], operation["time"]
+        if run is None:
+            parent = {} if name == PARENT else {"mlflow.parentRunId": self.runs[PARENT]}
+            created = client.create_run(
+                self.experiment_id, start_time=at, tags=tags | parent, run_name=operation["name"]
+            )
+            run = self.runs[name] = created.info.run_id
+            self._note({name: run})
+        else:
+            client.update_run(run, status="RUNNING")
+            for key, value in tags.items():
+                client.set_tag(run, key, value)
+        new = name not in self.earlier
+        params = [Param(key, value[:6000]) for key, value in operation["params"].items() if new]
+        metrics = [Metric(k, v, at, 0) for k, v in operation.get("metrics", {}).items() if new]
+        for start in range(0, max(len(params), bool(metrics)), BATCH_PARAMS):
+            client.log_batch(run, metrics, params[start : start + BATCH_PARAMS])
+            metrics = []
+        self.earlier |= {name}  # a trial that is tried again starts again
 
+    def _write_metrics(self, client: Any, run: str, operation: dict[str, Any]) -> None:
+        """One batch a step, and where it may be there already only if it is not."""
+        from mlflow.entities import Metric
 
-def check(uri: str) -> str:
-    """Connect to a store and say what is there.
+        step, at = operation["step"], operation["time"]
+        if (operation.get("once") or at <= self._filled) and any(
+            m.step == step for m in client.get_metric_history(run, "val/accuracy")
+        ):
+            return
+        client.log_batch(run, metrics=[Metric(k, float(v), at, step) for k, v in operation["metrics"].items()])
 
-    Raises:
-        UserError: it cannot be reached, with the reason.
-    """
-    _quiet_environment()
-    try:
-        from mlflow.tracking import MlflowClient
+    def _write_text(self, client: Any, run: str, operation: dict[str, Any]) -> None:
+        client.log_text(run, operation["text"], operation["file"])
 
-        count = len(MlflowClient(tracking_uri=uri).search_experiments(max_results=100))
-    except Exception as error:
-        raise UserError(f"MLflow store {_without_password(uri)} cannot be used: {_reason(error, uri)}") from None
-    return f"{_without_password(uri)}: {count} experiment(s)"
+    def _end_run(self, client: Any, run: str, operation: dict[str, Any]) -> None:
+        from mlflow.entities import RunTag
 
-
-def _reason(error: Exception, uri: str) -> str:
-    """The first line of an error, without the password of the store."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    password = urlsplit(uri).password
-    return text.replace(password, "***") if password else text
-
-
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
+        client.log_batch(run, tags=[RunTag(key, value) for key, value in operation["tags"].items()])
+        client.set_terminated(run, operation["status"], end_time=operation["time"])
+        self._note({})
