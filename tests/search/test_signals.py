@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hksd_search import session
+from hksd_search import interrupt as interrupts
 from hksd_search.backend import stop_file as signals
 from hksd_search.backend.stop_file import STOP_FILE, told_to_stop
 from hksd_search.console import Display
@@ -24,7 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 @pytest.fixture
 def interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interrupt]:
     """The handler of a search whose trials train; it gives them an hour, so that no timer ends this test."""
-    monkeypatch.setattr(session, "GRACE", 3600.0)
+    monkeypatch.setattr(interrupts, "GRACE", 3600.0)
     with interruptible(Display(Console(file=io.StringIO()), 1), tmp_path) as handler:
         ledger: Any = SimpleNamespace(stopping=False)
         handler.ledger = ledger
