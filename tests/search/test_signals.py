@@ -26,7 +26,7 @@ def interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inter
     """The handler of a search whose trials train; it gives them an hour, so that no timer ends this test."""
     monkeypatch.setattr(interrupts, "GRACE", 3600.0)
     with interruptible(Display(Console(file=io.StringIO()), 1), tmp_path) as handler:
-        ledger: Any = SimpleNamespace(stopping=False)
+        ledger: Any = SimpleNamespace(stopping=False, stop=lambda why: setattr(ledger, "stopping", True))
         handler.ledger = ledger
         yield handler
 
