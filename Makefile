@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SPACE  ?= quickstart
 DATA   ?=
+JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
 .PHONY: search test test-slow lint bench clean
@@ -13,13 +14,13 @@ search: $(STAMP)  ## search the embedded data set and export the best student (S
 
 test: $(STAMP)  ## lint, types and all tests that a normal run allows
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: $(STAMP)  ## also the long proofs
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
-	$(BIN)/ruff check hksd search tests benchmarks
+	$(BIN)/ruff check hksd search spaces tests benchmarks
 	$(BIN)/mypy
 
 # Settings that two idle cores get through in about 20 minutes; figures to publish take the defaults of each file.

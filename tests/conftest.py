@@ -10,6 +10,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -34,6 +35,15 @@ settings.register_profile(
     "quick", deadline=None, max_examples=60, derandomize=True, phases=[Phase.explicit, Phase.generate, Phase.shrink]
 )
 settings.load_profile("quick")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line what this machine could not run, and why."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        why = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"not run here: {sum(reasons.values())} tests: {why}")
 
 
 def _split(images: np.ndarray, labels: np.ndarray, rows: slice) -> Split:

@@ -47,7 +47,11 @@ class Caps:
         """Count from now on, with that many GPUs for each trial; what was spent before may be enough already."""
         self.gpu = gpu
         self.ledger.events.reported.append(self._reported)
-        self._check()
+        self._check(self.hours)
+
+    def look(self) -> None:
+        """End a search whose teacher alone has taken all that it may cost."""
+        self._check(self.teacher_seconds / HOUR)
 
     @property
     def hours(self) -> float:
@@ -58,10 +62,10 @@ class Caps:
         """Count an epoch; the last one before a resume is reported again."""
         if not result.get("repeated"):
             self.seconds += float(result["seconds"])
-            self._check()
+            self._check(self.hours)
 
-    def _check(self) -> None:
-        caps, hours = self.ledger.space.search, self.hours
+    def _check(self, hours: float) -> None:
+        caps = self.ledger.space.search
         if caps.max_device_hours is not None and hours >= caps.max_device_hours:
             self.ledger.stop(Why.CAP, "max_device_hours")
         elif caps.max_cost is not None and caps.price is not None and hours * caps.price >= caps.max_cost:

@@ -110,7 +110,7 @@ class Ledger:
 
         A trial that runs may come back (see `lost`), so there is nothing more only when nothing runs.
         """
-        while not self.stopping and self._promised() < self.space.search.trials:
+        while self.wants_more():
             with self.storage.together():
                 turn = self.competitors.turn()
                 if turn is None and not self.storage.waiting():
@@ -126,6 +126,10 @@ class Ledger:
                     observer(assignment)
             return assignment
         return None
+
+    def wants_more(self) -> bool:
+        """Whether there may be a trial to train."""
+        return not self.stopping and self._promised() < self.space.search.trials
 
     def _promised(self) -> int:
         """Trials that were trained, that run, and that will take the place of one that runs."""

@@ -264,6 +264,10 @@ def train(seen: Seen, books: Books, interrupt: Interrupt, restart: Sequence[str]
     Ray is imported only here, after its environment is set.
     """
     ledger, home = books.ledger, seen.home
+    books.caps.look()
+    if not ledger.wants_more():  # no Ray for nothing
+        interrupt.disarm()
+        return True
     connect.prepare(home.address)
     from hksd_search.backend import ray_watch, tuning
 
