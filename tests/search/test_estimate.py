@@ -136,6 +136,30 @@ def test_a_worker_reports_a_run_that_fails_and_measures_the_others(make_data: Ma
     assert found.epoch_seconds.keys() == {1}
 
 
+class Does:
+    """A job at whose arrival a process does something."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return eval, (self.what,)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("__import__('os').kill(__import__('os').getpid(), 9)", r"died \(killed, or out of memory\)"),
+        ("open('/not/there')", r"could not begin \(exit code 1, its fault is above\)"),
+    ],
+    ids=["killed", "a file that is not there"],
+)
+def test_a_process_that_could_not_begin_is_told_from_one_that_was_killed(what: str, said: str) -> None:
+    jobs: Any = [Does(what), Does("1 / 1")]
+    with pytest.raises(RunError, match=said):
+        dry_run.run_here(jobs)
+
+
 def test_resources_that_no_trial_fits_into_are_refused() -> None:
     settings = space(search={"resources": {"cpu": 4}}).search
     with pytest.raises(UserError, match=r"a trial wants 4 CPU\(s\)"):

@@ -187,14 +187,21 @@ def run_here(work_list: Sequence[Job]) -> list[Findings]:
     Raises:
         RunError: a process died.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(work_list), mp_context=context) as pool:
-        try:
-            return list(pool.map(work, work_list))
-        except BrokenProcessPool:
+    context, processes = multiprocessing.get_context("spawn"), list[multiprocessing.process.BaseProcess]()
+    try:
+        with ProcessPoolExecutor(len(work_list), mp_context=context) as pool:
+            jobs = [pool.submit(work, job) for job in work_list]
+            processes += multiprocessing.active_children()
+            return [job.result() for job in jobs]
+    except BrokenProcessPool:
+        ended = next((process.exitcode for process in processes if (process.exitcode or 0) > 0), None)
+        if ended is not None:  # by itself: it could not begin
             raise RunError(
-                "a process of the dry run died (killed, or out of memory): try fewer at once, --concurrent 1"
+                f"a process of the dry run could not begin (exit code {ended}, its fault is above)"
             ) from None
+        raise RunError(
+            "a process of the dry run died (killed, or out of memory): try fewer at once, --concurrent 1"
+        ) from None
 
 
 def run_on_cluster(work_list: Sequence[Job], cpus: int, gpu: float) -> list[Findings]:
