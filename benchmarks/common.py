@@ -27,6 +27,7 @@ from hksd.provenance import provenance
 
 # What makes the reference a plain PyTorch process.
 STOCK = {"HKSD_KERNELS": "0"}
+START = "spawn"  # how processes start; a test may fork instead, which spares it the imports of every process
 Sample = dict[str, float]
 _starting = threading.Lock()
 
@@ -131,7 +132,7 @@ def alone(work: Callable[..., Any], *arguments: Any, environment: Mapping[str, s
 def _start(
     main: Callable[..., None], arguments: tuple[Any, ...], environment: Mapping[str, str]
 ) -> tuple[BaseProcess, Connection]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START)
     mine, theirs = context.Pipe()
     process = context.Process(target=main, args=(theirs, *arguments))  # not a daemon: it may have loader workers
     with _starting:  # a child takes over the environment as it is when it starts

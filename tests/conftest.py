@@ -5,6 +5,7 @@ Fixtures that return functions are session-scoped, so that properties checked by
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import resource
@@ -185,6 +186,21 @@ def child() -> Callable[..., subprocess.Popen[str]]:
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh SQLite store of MLflow, to be copied; making one takes seconds, so that all workers share it."""
+    from hksd_search.tracking import access
+
+    base = tmp_path_factory.getbasetemp()
+    file = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty-mlflow.db"
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            access.check(f"sqlite:///{file}.part")
+            Path(f"{file}.part").replace(file)
+    return file
 
 
 @pytest.fixture(scope="session")

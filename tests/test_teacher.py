@@ -201,16 +201,29 @@ def test_knobs_without_effect_do_not_train_the_estimators_again(
     assert not progress.steps
 
 
-READY = """
-import pathlib, pickle, sys, time
+# Wants a teacher, and says what it did for it; with a third argument so many forks want it at once.
+WANTS = """
+import os, pathlib, pickle, sys, time
+import torch
 from hksd.teacher.prepare import prepare
 config, data, cache = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
-print("ready", flush=True)
-while not pathlib.Path(sys.argv[2]).exists():
-    time.sleep(0.002)
-trained = []
-teacher = prepare(config, data, cache_dir=cache, on_progress=lambda *step: (trained.append(step), time.sleep(0.1)))
-print(len(trained), teacher.accuracy, teacher.attention_accuracy, teacher.cached, sep="|")
+torch.optim.SGD([torch.zeros(1)], lr=1)  # imports what torch imports late, once for all forks
+
+def want(pause):
+    trained = []
+    tell = lambda *step: (trained.append(step), time.sleep(pause))
+    teacher = prepare(config, data, cache_dir=cache, on_progress=tell)
+    print(len(trained), teacher.accuracy, teacher.attention_accuracy, teacher.cached, sep="|", flush=True)
+
+forks = range(int(sys.argv[3]))
+for _ in forks:
+    if os.fork() == 0:
+        want(float(sys.argv[2]))
+        os._exit(0)
+if not all([os.wait()[1] == 0 for _ in forks]):
+    sys.exit("a process failed")
+if not forks:
+    want(float(sys.argv[2]))
 """
 
 
@@ -218,16 +231,11 @@ def test_two_processes_that_want_one_teacher_at_once_train_it_once(
     child: Make, make_config: Make, digits: DataSet, original: Teacher, tmp_path: Path
 ) -> None:
     (tmp_path / "job").write_bytes(pickle.dumps((make_config(terms=SQUEEZE), digits, tmp_path / "cache")))
-    processes: list[subprocess.Popen[str]] = [child(READY, tmp_path / "job", tmp_path / "go") for _ in range(2)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n", process.communicate()
-    (tmp_path / "go").touch()
-    results = []
-    for process in processes:
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
-        results.append(output.strip().split("|"))
+    process: subprocess.Popen[str] = child(WANTS, tmp_path / "job", 0.1, 2)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    results = [line.split("|") for line in output.splitlines()]
+    assert len(results) == 2
     counts = sorted(int(result[0]) for result in results)
     assert sum(counts) == 3, "two epochs of the network and one of its estimators, whoever trained them"
     assert {tuple(result[1:3]) for result in results} == {(str(original.accuracy), str(original.attention_accuracy))}
@@ -571,10 +579,7 @@ def test_a_teacher_whose_process_was_killed_goes_on_from_its_last_epoch(
 ) -> None:
     cache = tmp_path / "cache"
     (tmp_path / "job").write_bytes(pickle.dumps((make_config(terms=SQUEEZE), digits, cache)))
-    (tmp_path / "go").touch()
-    process: subprocess.Popen[str] = child(
-        READY.replace("time.sleep(0.1)", "time.sleep(60)"), tmp_path / "job", tmp_path / "go"
-    )
+    process: subprocess.Popen[str] = child(WANTS, tmp_path / "job", 60, 0)
     deadline = time.monotonic() + 60
     while not list(cache.rglob(checkpoint.LAST)):
         assert process.poll() is None, process.communicate()

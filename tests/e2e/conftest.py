@@ -41,8 +41,10 @@ SPACE: dict[str, Any] = {
         "squeeze": {"weight": {"log_uniform": [0.1, 1], "off": 0.3}, "depth": 1},
     },
     "train": {"epochs": 3, "batch_size": 64, "lr": {"log_uniform": [0.05, 0.2]}, "device": "cpu"},
-    "search": {"trials": 5, "sampler": "random", "seed": 1, "arms": "none"},
+    "search": {"trials": 5, "sampler": "random", "seed": 1, "arms": "none", "concurrent": 1},  # a worker is expensive
 }
+HKSD = Path(sys.executable).with_name("hksd")  # as it is installed: only so the working directory is not on the path
+TRAP = "raise SystemExit('a file of the user hides a module: ' + __file__)\n"
 MARK = "HKSD_TEST_PROCESS"
 
 
@@ -126,18 +128,21 @@ class Program:
 
 @pytest.fixture(scope="module")
 def start() -> Iterator[Callable[..., Program]]:
-    """start("search", ..., cwd=..): run `hksd` in a session of its own; whatever is left of it is killed at the end."""
+    """start("search", ..., cwd=..): run `hksd` in a session of its own; whatever is left of it is killed at the end.
+
+    Further keywords are put into its environment.
+    """
     programs: list[Program] = []
 
-    def begin(*words: object, cwd: Path) -> Program:
+    def begin(*words: object, cwd: Path, **environment: str) -> Program:
         mark = uuid.uuid4().hex
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", MARK: mark}
+        clean = {**os.environ, "PYTHONUNBUFFERED": "1", MARK: mark}
         for name in ("HKSD_RUNS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
-            environment.pop(name, None)
+            clean.pop(name, None)
         process = subprocess.Popen(
-            [sys.executable, "-m", "hksd_search.cli", *map(str, words)],
+            [HKSD, *map(str, words)],
             cwd=cwd,
-            env=environment,
+            env={**clean, **environment},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -155,12 +160,35 @@ def start() -> Iterator[Callable[..., Program]]:
 def hksd(start: Callable[..., Program]) -> Callable[..., Program]:
     """hksd("search", ..., cwd=..): run `hksd` to its end."""
 
-    def run(*words: object, cwd: Path) -> Program:
-        program = start(*words, cwd=cwd)
+    def run(*words: object, cwd: Path, **environment: str) -> Program:
+        program = start(*words, cwd=cwd, **environment)
         program.wait()
         return program
 
     return run
+
+
+@pytest.fixture(scope="session")
+def lay_traps() -> Callable[..., None]:
+    """lay_traps(folder): files of the user that are called like modules, and end who imports them.
+
+    With `python_path=True` only those are left that Python itself does not take from a folder on its path.
+    """
+
+    def lay(folder: Path, python_path: bool = False) -> None:
+        files = [folder / f"{name}.py" for name in ("search", "spaces", "hksd", "hksd_spaces")]
+        files += [folder / name / "__init__.py" for name in ("tests", "hksd.d")]
+        taken = [folder / f"{name}.py" for name in ("hksd_search", "yaml", "torch", "statistics")]
+        taken += [folder / "optuna" / "__init__.py"]
+        for file in (*files, *taken):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(TRAP)
+        if python_path:
+            for file in taken:
+                file.unlink()
+            (folder / "optuna").rmdir()
+
+    return lay
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""A confirmation as people run it: killed and continued, interrupted and resumed; the test split opens at the end."""
+"""A confirmation as people run it: killed and continued, interrupted and resumed; the test split opens at the end.
+
+The folder has files in it that are called like modules; they must hide none, with and without a path of Python's there.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,19 @@ from hksd_search.study.openings import OPENINGS_FILE
 from hksd_search.study.reading import open_search
 
 Make = Callable[..., Any]
-EPOCHS = 20  # long enough to be caught in the middle
+EPOCHS = 8
 RUNS = 10  # a student and four arms, two seeds
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, write_space: Make, hksd: Make) -> Path:
-    """Working directory with the search `first`: four arms and two drawn trials."""
+def place(tmp_path_factory: pytest.TempPathFactory, write_space: Make, lay_traps: Make, hksd: Make) -> Path:
+    """Working directory full of traps with the search `first`: four arms and two drawn trials."""
     folder = tmp_path_factory.mktemp("confirmed")
+    lay_traps(folder)
     write_space(
-        folder / "space.yaml", train={"epochs": EPOCHS}, search={"trials": 6, "arms": "fixed", "scheduler": "none"}
+        folder / "space.yaml",
+        train={"epochs": EPOCHS},
+        search={"trials": 6, "arms": "fixed", "scheduler": "none", "concurrent": 2},
     )
     found = hksd("search", "space.yaml", "--name", "first", cwd=folder)
     assert found.process.returncode == 0, found.err
@@ -48,8 +54,17 @@ def opened(place: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def test_a_killed_confirmation_continues_and_the_test_split_is_opened_once(
-    place: Path, start: Make, hksd: Make, inside: Make
+def test_files_of_the_user_that_are_called_like_modules_hide_none_from_a_search_and_a_run(
+    place: Path, hksd: Make
+) -> None:
+    best = place / "runs" / "first" / "export" / "best.yaml"
+    assert best.exists()
+    done = hksd("train", best.relative_to(place), cwd=place)
+    assert done.process.returncode == 0, done.err
+
+
+def test_a_killed_confirmation_continues_and_the_test_split_is_opened_once_and_no_file_of_the_user_hides_a_module(
+    place: Path, start: Make, hksd: Make, inside: Make, lay_traps: Make
 ) -> None:
     words = ("confirm", "first", "--top", "1", "--seeds", "2")
     program = start(*words, cwd=place)
@@ -61,7 +76,8 @@ def test_a_killed_confirmation_continues_and_the_test_split_is_opened_once(
     assert 2 <= len(before) < RUNS
     assert opened(place) == [], "the test split was opened before everything was trained"
 
-    again = hksd(*words, "--json", cwd=place)
+    lay_traps(place, python_path=True)
+    again = hksd(*words, "--json", cwd=place, PYTHONPATH=".")
     assert again.process.returncode == 0, again.err
     found = again.json()
     assert found["trained_now"] == RUNS - len(before)

@@ -23,7 +23,7 @@ def test_forks_take_the_place_of_the_worst_agree_in_all_books_and_repeat_from_th
     tmp_path: Path, write_space: Make, hksd: Make, inside: Make, facts: Make
 ) -> None:
     pbt = {"grace_epochs": 2, "interval_epochs": 2, "population": 2, "quantile": 0.5}
-    search = {"trials": 6, "arms": "none", "scheduler": {"pbt": pbt}}
+    search = {"trials": 6, "arms": "none", "scheduler": {"pbt": pbt}, "concurrent": 2}
     write_space(
         tmp_path / "space.yaml",
         train={"epochs": 6},

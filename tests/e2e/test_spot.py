@@ -55,7 +55,7 @@ def place(tmp_path: Path, write_space: Make) -> Path:
         student={"model": "slow:net", "width": 1.0, "taps": ["1"]},
         terms={"squeeze": {"weight": 0}},
         train={"epochs": 2, "batch_size": BATCH, "precision": "float32"},
-        search={"trials": 2, "scheduler": "none"},
+        search={"trials": 2, "scheduler": "none", "concurrent": 2},
     )
     return tmp_path
 

@@ -52,7 +52,7 @@ def test_a_search_whose_disk_is_full_stops_and_goes_on_when_there_is_room_again(
         tmp_path / "space.yaml",
         train={"epochs": EPOCHS, "batch_size": 16},
         terms={"squeeze": {"weight": 0}},
-        search={"trials": 4, "arms": "none", "scheduler": "none"},
+        search={"trials": 4, "arms": "none", "scheduler": "none", "concurrent": 2},
     )
     environment = {**os.environ, "PYTHON": sys.executable}
     for name in ("HKSD_RUNS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):

@@ -35,7 +35,7 @@ def test_a_search_whose_files_are_cut_off_goes_on_and_its_books_agree(
         tmp_path / "space.yaml",
         train={"epochs": 20, "batch_size": 16},
         terms={"squeeze": {"weight": 0}},
-        search={"trials": 3, "arms": "none", "scheduler": "none"},
+        search={"trials": 3, "arms": "none", "scheduler": "none", "concurrent": 2},
     )
     program = start("search", "space.yaml", "--name", "cut", cwd=tmp_path)
     journal = folder / STUDY_FILE

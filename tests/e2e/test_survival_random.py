@@ -125,7 +125,7 @@ def place(rounds: int, tmp_path: Path, write_space: Make) -> Path:
         tmp_path / "space.yaml",
         train={"epochs": EPOCHS, "batch_size": 32},
         terms={"squeeze": {"weight": 0}},
-        search={"trials": trials(rounds), "arms": "none", "scheduler": "none"},
+        search={"trials": trials(rounds), "arms": "none", "scheduler": "none", "concurrent": 2},
     )
     return tmp_path
 

@@ -48,7 +48,7 @@ def test_a_search_whose_ray_is_killed_goes_on_by_itself_and_loses_nothing(
         tmp_path / "space.yaml",
         train={"epochs": EPOCHS, "batch_size": 32},
         terms={"squeeze": {"weight": 0}},
-        search={"trials": 4, "arms": "none", "scheduler": "none"},
+        search={"trials": 4, "arms": "none", "scheduler": "none", "concurrent": 2},
     )
     folder = tmp_path / "runs" / "killed"
     program = start("search", "space.yaml", "--name", "killed", "--json", cwd=tmp_path)

@@ -1,4 +1,7 @@
-"""Trials that hang, die or raise: each is told from the others, and the search goes on."""
+"""Trials that hang, die or raise: each is told from the others, and the search goes on.
+
+Their networks are the user's own, and their teacher is a file of his: both are named relative to the working directory.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from hksd import models
+from hksd.models import weights
 from hksd_search.backend.guards import LAST_WORDS, STRIKES
 from hksd_search.study.records import Record
 
@@ -62,13 +67,15 @@ def place(tmp_path_factory: pytest.TempPathFactory, write_space: Make, hksd: Mak
     """Folder of a search of one student of each kind, which has ended."""
     folder = tmp_path_factory.mktemp("trials")
     (folder / "bad.py").write_text(NETWORK)
+    teacher = models.build("resnet8", in_channels=1, classes=10, width=0.5, image_size=8)
+    weights.save(folder / "teacher.safetensors", teacher, {})
     write_space(
         folder / "space.yaml",
-        teacher={"epochs": 1},
+        teacher={"checkpoint": "teacher.safetensors"},
         student={"model": "bad:net", "width": {"choice": list(range(1, 6))}, "taps": ["0"]},
-        terms={"logits": {"weight": 1.0}, "squeeze": {"weight": 0}},
+        terms={"logits": {"weight": 1.0}, "squeeze": {"weight": 0.1, "depth": 1}},
         train={"epochs": 2, "batch_size": 50, "lr": 0.1, "precision": "float32"},
-        search={"trials": 5, "arms": "none", "scheduler": "none", "epoch_timeout": 10},
+        search={"trials": 5, "arms": "none", "scheduler": "none", "epoch_timeout": 10, "concurrent": 2},
     )
     program = hksd("search", "space.yaml", "--name", "bad", "--json", cwd=folder)
     assert program.process.returncode == 0, program.err
@@ -117,3 +124,13 @@ def test_people_are_told_what_happened_and_where_it_hung(place: Path) -> None:
     line = NETWORK.splitlines().index("            time.sleep(1e6)  # here it hangs") + 1
     assert f"noepochendedin10s(search.epoch_timeout);ithungin{place / 'bad.py'}:{line}(behave);itistriedagain" in said
     assert "OSError:[Errno5]Input/outputerror;itistriedagainfromitslastcheckpoint" in said
+
+
+def test_trials_and_the_export_find_the_network_and_the_checkpoint_where_the_search_was_started(
+    place: Path, ended: dict[str, Record], hksd: Make
+) -> None:
+    facts = json.loads((place / "runs" / "bad" / "search.json").read_text())
+    assert facts["teacher"]["source"] == "CHECK"
+    assert {role for role, record in ended.items() if record.status == "complete"} == set(GOES_ON)
+    program = hksd("evaluate", "runs/bad/export", "--json", cwd=place)
+    assert program.process.returncode == 0, program.err

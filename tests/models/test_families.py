@@ -40,8 +40,11 @@ def small(name: str, **changes: Any) -> StagedNet:
     return network
 
 
-@pytest.mark.parametrize(("width", "pixels"), [(1.0, 8), (1.0, 32), (1.0, 64), (0.3, 8), (0.01, 8)])
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(
+    ("name", "width", "pixels"),
+    [(name, *form) for name in OWN for form in ((1.0, 32), (0.3, 8))]
+    + [(name, *form) for name in FAMILIES for form in ((1.0, 8), (1.0, 64), (0.01, 8))],
+)
 def test_the_shapes_that_a_network_states_are_those_of_its_taps(name: str, width: float, pixels: int) -> None:
     spec = NetworkSpec(model=name, width=width, descriptor=None if width == 1.0 else 6)
     with torch.device("meta"):

@@ -79,10 +79,10 @@ def test_in_two_steps_the_generator_learns_first_and_is_frozen_then(make_config:
 
 def test_a_student_learns_without_any_image(make_config: Make, cache_dir: Path) -> None:
     config = make_config(
-        teacher={"model": "resnet20", "width": 1.0, "epochs": 15},
+        teacher={"model": "resnet8", "width": 0.5, "epochs": 10},
         student={"width": 0.5},
         terms={"logits": {}},
-        data_free={},
+        data_free={"channels": 16},
         train={"epochs": 8, "lr": 0.1},
     )
     result = fit(config, cache_dir=cache_dir)

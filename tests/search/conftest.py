@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,18 @@ def space_text() -> Callable[..., str]:
 def make_space(space_text: Callable[..., str]) -> Callable[..., Space]:
     """Like `space_text`, as a space."""
     return lambda **sections: spaces.loads(space_text(**sections), "small", "small.yaml")
+
+
+@pytest.fixture
+def quick_stores(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow fills a new SQLite file of this process with the tables of `empty_store`, not one migration at a time."""
+    import mlflow.store.db.utils as stores
+
+    def fill(engine: Any) -> None:
+        with engine.begin() as there, closing(sqlite3.connect(empty_store)) as ready:
+            ready.backup(there.connection.driver_connection)
+
+    monkeypatch.setattr(stores, "_initialize_tables", fill)
 
 
 @pytest.fixture

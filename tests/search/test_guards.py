@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -47,38 +48,62 @@ def run_trial(what, folder, timeout, memory):
     time.sleep(1.5 * timeout)
     print("done")
 """
-MAIN = "import sys; from pathlib import Path; import trial; w, f, t, m = sys.argv[1:]\n"
-MAIN += "trial.run_trial(w, Path(f), float(t), int(m))"
+# One process imports; each case is a fork of it, and all run at once. It says exit code and output of each.
+MAIN = """
+import json, os, sys
+from pathlib import Path
+import trial
+
+cases, pids = json.loads(sys.argv[1]), {}
+for what, (timeout, memory) in cases.items():
+    pids[what] = os.fork()
+    if pids[what] == 0:
+        os.dup2(os.open(f"{what}.txt", os.O_WRONLY | os.O_CREAT), 1)
+        trial.run_trial(what, Path(what), timeout, memory)
+        sys.exit()
+codes = {what: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for what, pid in pids.items()}
+print(json.dumps({what: [code, Path(f"{what}.txt").read_text()] for what, code in codes.items()}))
+"""
+CASES = {
+    "sleeps": (1.5, 100 * GB),
+    "holds the lock": (1.5, 100 * GB),
+    "leaks": (120, 1_200_000_000),
+    "reports": (1.5, 100 * GB),
+}
 
 
-@pytest.fixture
-def live(child: Make, tmp_path: Path) -> Callable[[str, float, int], tuple[int, str]]:
-    """live(what, timeout, memory): exit code and output of a trial in a process of its own."""
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the trials run; each has a folder of its name."""
+    return tmp_path_factory.mktemp("trials")
 
-    def go(what: str, timeout: float, memory: int) -> tuple[int, str]:
-        (tmp_path / "trial.py").write_text(TRIAL)
-        process = child(MAIN, what, tmp_path / "out", timeout, memory, cwd=tmp_path)
-        out, complaint = process.communicate(timeout=120)
-        assert "Error" not in complaint, complaint
-        return process.returncode, out
 
-    return go
+@pytest.fixture(scope="module")
+def live(child: Make, home: Path) -> dict[str, list[Any]]:
+    """Exit code and output of the trial of each case, in a process of its own."""
+    (home / "trial.py").write_text(TRIAL)
+    out, complaint = child(MAIN, json.dumps(CASES), cwd=home).communicate(timeout=120)
+    assert "Error" not in complaint, complaint
+    found: dict[str, list[Any]] = json.loads(out)
+    return found
 
 
 @pytest.mark.parametrize(
     ("what", "line"),
     [("sleeps", "time.sleep(1e6)"), ("holds the lock", 're.match("(a+)+$", "a" * 60 + "b")')],
 )
-def test_a_trial_that_hangs_is_ended_and_the_line_is_known(what: str, line: str, live: Make, tmp_path: Path) -> None:
-    assert live(what, 1.5, 100 * GB) == (1, "")
+def test_a_trial_that_hangs_is_ended_and_the_line_is_known(
+    what: str, line: str, live: dict[str, list[Any]], home: Path
+) -> None:
+    assert live[what] == [1, ""]
     number = TRIAL.splitlines().index(f"            {line}") + 1
-    reason = f"no epoch ended in 1.5 s (search.epoch_timeout); it hung in {tmp_path}/trial.py:{number} (run_trial)"
-    assert guards.last_words(tmp_path / "out") == (reason, STRIKES)
+    reason = f"no epoch ended in 1.5 s (search.epoch_timeout); it hung in {home}/trial.py:{number} (run_trial)"
+    assert guards.last_words(home / what) == (reason, STRIKES)
 
 
-def test_a_trial_that_leaks_is_ended_before_the_machine_is_full(live: Make, tmp_path: Path) -> None:
-    assert live("leaks", 120, 1_200_000_000) == (1, "")
-    reason, strikes = guards.last_words(tmp_path / "out")
+def test_a_trial_that_leaks_is_ended_before_the_machine_is_full(live: dict[str, list[Any]], home: Path) -> None:
+    assert live["leaks"] == [1, ""]
+    reason, strikes = guards.last_words(home / "leaks")
     held = float(reason.split()[3])
     assert 1.2 <= held < 8
     expected = f"its process held {held} GB of memory, more than the 1.2 GB that it may (search.resources.memory_gb)"
@@ -86,10 +111,10 @@ def test_a_trial_that_leaks_is_ended_before_the_machine_is_full(live: Make, tmp_
 
 
 def test_a_trial_that_reports_its_epochs_in_time_is_left_alone_however_slow_its_driver(
-    live: Make, tmp_path: Path
+    live: dict[str, list[Any]], home: Path
 ) -> None:
-    assert live("reports", 1.5, 100 * GB) == (0, "done\n")
-    assert guards.last_words(tmp_path / "out") == (failures.DIED, STRIKES)
+    assert live["reports"] == [0, "done\n"]
+    assert guards.last_words(home / "reports") == (failures.DIED, STRIKES)
 
 
 def test_nothing_of_an_earlier_try_is_taken_for_the_reason_of_a_later_one(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from hksd_search.ledger import Events, Ledger
 from hksd_search.study.records import read_records
-from hksd_search.tracking import access
+from hksd_search.tracking import access, refill
 from hksd_search.tracking import tracker as tracking
 from hksd_search.tracking.facts import STATUS
 from hksd_search.tracking.tracker import EXPERIMENT, Tracker
@@ -31,7 +31,9 @@ time.sleep(300)
 
 
 @pytest.fixture
-def begin(make_space: Make, open_ledger: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+def begin(
+    make_space: Make, open_ledger: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_stores: None
+) -> Make:
     """begin(): a ledger and a tracker that hears of its trials; a later call goes on with the same search."""
     monkeypatch.setattr(tracking, "RETRY_S", 0.1)
 
@@ -114,8 +116,10 @@ def test_a_store_that_is_lost_in_the_middle_of_a_search_is_filled_again_from_the
 
 
 def test_a_store_that_was_deleted_between_two_sessions_is_filled_again_too(
-    begin: Make, train: Make, tmp_path: Path
+    begin: Make, train: Make, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The test above makes the tables as a search does, which takes seconds.
+    monkeypatch.setattr(refill, "make_tables", lambda uri: shutil.copy(empty_store, tmp_path / "mlflow.db"))
     ledger, tracker = begin()
     train(ledger, ledger.next(), (0.1, 0.2, 0.3))
     ledger.next()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Any
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from werkzeug.serving import BaseWSGIServer, make_server
 
 from hksd.config.run import RunConfig, config_hash, dump, flatten
 from hksd.errors import UserError
@@ -33,14 +31,6 @@ from hksd_search.tracking.tracker import EXPERIMENT, PARENT, RUNS_FILE, SPOOL_FI
 Make = Callable[..., Any]
 SIZES = {"params", "mflops", "peak_memory_mb"}
 PROMPT_S = 0.05  # a call that only takes note returns within that time
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh SQLite store; making one takes seconds, copying it none."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    access.check(f"sqlite:///{file}")
-    return file
 
 
 @pytest.fixture
@@ -466,16 +456,16 @@ def test_every_record_is_sent_or_spooled_also_when_the_store_is_slower_than_the_
     tracker = Tracker(uri, folder, "first")
     tracker.start_search({}, "x")
     wait_for(lambda: tracker.sent == 2)
-    track(tracker, trial, ended, epoch_report, range(60))
+    track(tracker, trial, ended, epoch_report, range(25))
     outcome = tracker.close()
-    assert outcome.sent + outcome.unsent == 2 + 60 * 5
+    assert outcome.sent + outcome.unsent == 2 + 25 * 5
     for thread in threading.enumerate():
         if thread.name == "tracking":
             thread.join(60)
     monkeypatch.setattr(tracking, "FLUSH_S", 30.0)
     assert Tracker(uri, folder, "first").close().unsent == 0
     runs = stored(uri)
-    assert len(runs) == 61
+    assert len(runs) == 26
     assert all(steps(uri, run) == [1, 2, 3] for name, run in runs.items() if name != "first")
 
 
@@ -514,58 +504,43 @@ def free_port() -> int:
 
 
 class Server:
-    """`mlflow server` on loopback with one worker."""
+    """MLflow's server on loopback, by a thread of this process: a process of its own needs seconds for each start."""
 
-    def __init__(self, uri: str, artifacts: Path):
+    def __init__(self) -> None:
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
-        self.command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--workers",
-            "1",
-            "--backend-store-uri",
-            uri,
-            "--artifacts-destination",
-            str(artifacts),
-        ]
-        self.process: subprocess.Popen[bytes] | None = None
+        self.served: BaseWSGIServer | None = None
 
     def start(self) -> None:
-        environment = {
-            **os.environ,
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-        }
-        self.process = subprocess.Popen(
-            self.command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
-                    if answer.status == 200:
-                        return
-            except OSError:
-                time.sleep(0.1)
-            assert self.process.poll() is None, "the server ended"
-        raise AssertionError("the server does not answer")
+        from mlflow.server import app  # takes a second to import
+
+        self.served = make_server("127.0.0.1", self.port, app, threaded=True)
+        threading.Thread(target=self.served.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def stop(self) -> None:
-        """End the server and its workers: the session that we started, nothing else."""
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
+        """From now on nobody listens."""
+        if self.served is not None:
+            self.served.shutdown()
+            self.served.server_close()
+            self.served = None
+
+
+@pytest.fixture
+def server(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server over the store of the test, not started."""
+    from mlflow.server import constants
+
+    monkeypatch.setenv(constants.BACKEND_STORE_URI_ENV_VAR, uri)
+    monkeypatch.setenv(constants.ARTIFACTS_DESTINATION_ENV_VAR, str(tmp_path / "artifacts"))
+    monkeypatch.setenv(constants.ARTIFACT_ROOT_ENV_VAR, "mlflow-artifacts:/")
+    monkeypatch.setenv(constants.SERVE_ARTIFACTS_ENV_VAR, "true")
+    server = Server()
+    yield server
+    server.stop()
 
 
 def test_a_server_that_goes_away_and_comes_back_holds_nothing_up_and_gets_everything_once(
-    uri: str,
+    server: Server,
     folder: Path,
     tmp_path: Path,
     trial: Make,
@@ -575,49 +550,45 @@ def test_a_server_that_goes_away_and_comes_back_holds_nothing_up_and_gets_everyt
 ) -> None:
     monkeypatch.setattr(tracking, "RETRY_S", 0.2)
     monkeypatch.setattr(tracking, "FLUSH_S", 30.0)
-    server = Server(uri, tmp_path / "artifacts")
-    try:
-        server.start()
-        tracker = Tracker(server.uri, folder, "first")
-        tracker.start_search({"a": "1"}, "x")
-        tracker.start_trial(trial(0))
-        tracker.epoch(0, epoch_report(1))
-        wait_for(lambda: tracker.sent == 4)
-        server.stop()
+    server.start()
+    tracker = Tracker(server.uri, folder, "first")
+    tracker.start_search({"a": "1"}, "x")
+    tracker.start_trial(trial(0))
+    tracker.epoch(0, epoch_report(1))
+    wait_for(lambda: tracker.sent == 4)
+    server.stop()
 
-        times = []
-        for act in (
-            lambda: tracker.epoch(0, epoch_report(2)),
-            lambda: tracker.start_trial(trial(1)),
-            *(lambda epoch=epoch: tracker.epoch(1, epoch_report(epoch)) for epoch in (1, 2, 3)),
-            lambda: tracker.end_trial(ended(1, "failed", "a fault")),
-            lambda: tracker.epoch(0, epoch_report(3)),
-        ):
-            begin = time.monotonic()
-            act()
-            times.append(time.monotonic() - begin)
-            time.sleep(0.05)
-        assert sorted(times)[-2] < PROMPT_S  # one may have had bad luck with the machine
-        wait_for(lambda: tracker.problem is not None)
-        assert tracker.sent == 4
+    times = []
+    for act in (
+        lambda: tracker.epoch(0, epoch_report(2)),
+        lambda: tracker.start_trial(trial(1)),
+        *(lambda epoch=epoch: tracker.epoch(1, epoch_report(epoch)) for epoch in (1, 2, 3)),
+        lambda: tracker.end_trial(ended(1, "failed", "a fault")),
+        lambda: tracker.epoch(0, epoch_report(3)),
+    ):
+        begin = time.monotonic()
+        act()
+        times.append(time.monotonic() - begin)
+        time.sleep(0.05)
+    assert sorted(times)[-2] < PROMPT_S  # one may have had bad luck with the machine
+    wait_for(lambda: tracker.problem is not None)
+    assert tracker.sent == 4
 
-        server.start()
-        tracker.end_trial(ended(0))
-        tracker.end_search("FINISHED", {"trials/complete": 1.0}, {}, {"trials.csv": "a,b"})
-        outcome = tracker.close()
-        assert (outcome.unsent, outcome.problem) == (0, None)
-        runs = stored(server.uri)
-        assert {name: run.info.status for name, run in runs.items()} == {
-            "first": "FINISHED",
-            "000 resnet8 w0.50 ce+kd": "FINISHED",
-            "001 resnet8 w0.50 ce+kd": "FAILED",
-        }
-        for name, run in runs.items():
-            if name != "first":
-                assert steps(server.uri, run) == [1, 2, 3]
-        assert text(server.uri, runs["first"], "trials.csv", tmp_path / "got") == "a,b"
-    finally:
-        server.stop()
+    server.start()
+    tracker.end_trial(ended(0))
+    tracker.end_search("FINISHED", {"trials/complete": 1.0}, {}, {"trials.csv": "a,b"})
+    outcome = tracker.close()
+    assert (outcome.unsent, outcome.problem) == (0, None)
+    runs = stored(server.uri)
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "first": "FINISHED",
+        "000 resnet8 w0.50 ce+kd": "FINISHED",
+        "001 resnet8 w0.50 ce+kd": "FAILED",
+    }
+    for name, run in runs.items():
+        if name != "first":
+            assert steps(server.uri, run) == [1, 2, 3]
+    assert text(server.uri, runs["first"], "trials.csv", tmp_path / "got") == "a,b"
 
 
 # --- what is said about a store

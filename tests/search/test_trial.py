@@ -41,6 +41,7 @@ def broken(num_classes, in_channels):
 WORKER = """
 import hashlib, json, os, sys
 from pathlib import Path
+import torch
 from safetensors.numpy import load_file
 from hksd_search.backend import trial
 from hksd_search.study.records import trial_folder
@@ -62,6 +63,7 @@ def train(number, search):
     return number, digest, [{k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in reports]
 
 sys.path.insert(0, str(home))
+torch.optim.SGD([torch.zeros(1)], lr=1)  # imports what torch imports late, once for all forks
 for place, order in enumerate(orders):
     if os.fork() == 0:
         print(json.dumps([train(number, home / f"search-{place}-{turn}") for turn, number in enumerate(order)]))
@@ -76,11 +78,15 @@ def ended(child: Make, make_config: Make, cache_dir: Path, tmp_path_factory: pyt
     """What each worker says: the first trained all trials, forwards and backwards, each other one a single trial."""
     home = tmp_path_factory.mktemp("home")
     (home / "careless.py").write_text(CARELESS)
-    precise = {"precision": "float32"}
+    precise, attacked = {"precision": "float32"}, {"steps": 1, "evaluation_steps": 2}
     sections: list[dict[str, Any]] = [
         {"terms": {"ce": {}, "squeeze": {"depth": 2}, "adversarial": {"warmup_epochs": 1}}, "seed": 3},
         {"student": {"model": "careless:small", "width": 1.0}, "seed": 4},
-        {"terms": {"ce": {}, "kd": {}}, "train": {"threads": 2, **precise}, "robust": {"steps": 1}},
+        {
+            "terms": {"ce": {}, "kd": {}},
+            "train": {"threads": 2, **precise},
+            "robust": attacked,
+        },
         {"terms": {"ce": {}}, "train": {"lr": 1e30}},
         {"student": {"model": "careless:broken", "width": 1.0}},
         {"terms": {"ce": {}, "crd": {}}, "train": {"batch_size": 32}},

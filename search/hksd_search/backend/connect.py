@@ -114,12 +114,11 @@ def _init(**how: Any) -> None:
 
 
 def _children() -> set[int]:
-    """Processes below this one."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError, ValueError, IndexError):
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    """Processes below this one; none where the system does not tell."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
     found, wave = set[int](), {os.getpid()}
     while wave:
         wave = {process for process, parent in parents.items() if parent in wave} - found

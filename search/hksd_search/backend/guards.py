@@ -13,6 +13,7 @@ import faulthandler
 import fcntl
 import os
 import re
+import sys
 import sysconfig
 import threading
 from collections.abc import Iterator
@@ -205,6 +206,8 @@ class Guard:
         self.rest()
         self._over.set()
         faulthandler.disable()
+        if sys.__stderr__ is not None:
+            faulthandler.enable(sys.__stderr__)  # where Ray has put it
         if self._file is not None:
             self.path.unlink(missing_ok=True)
             self._file.close()
