@@ -553,7 +553,16 @@ def test_a_seed_decides_the_result(files: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_a_training_with_130_and_the_same_command_continues_it(files: Path, tmp_path: Path) -> None:
-    words = ["train", files / "run.yaml", "--out", tmp_path / "out", "--set", "train.epochs=100"]
+    words = [
+        "train",
+        files / "run.yaml",
+        "--out",
+        tmp_path / "out",
+        "--set",
+        "train.epochs=100",
+        "--set",
+        "data.limit=100",
+    ]
     process = start(*words)
     assert process.stdout is not None
     said = ""

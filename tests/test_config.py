@@ -166,7 +166,7 @@ def test_any_configuration_is_what_its_dump_and_its_yaml_build_and_the_dump_is_p
         assert hash(again) == hash(config)
         assert config_hash(again) == config_hash(config)
     assert pickle.loads(pickle.dumps(config)) == config
-    assert yaml.safe_load(yaml.safe_dump(dumped)) == dumped
+    assert yaml.load(yaml.dump(dumped, Dumper=yaml.CSafeDumper), yaml.CSafeLoader) == dumped
     assert set(dumped) == {field.name for field in dataclasses.fields(RunConfig)}
 
 

@@ -15,20 +15,42 @@ from mlflow.tracking import MlflowClient
 from safetensors import safe_open
 
 from hksd import models
+from hksd.config.run import from_tree, load
 
 Make = Callable[..., Any]
 NAME = "first"
+ONE_OF = {
+    "kd": {"kd": {"weight": {"log_uniform": [0.5, 2]}}},
+    "review": {"review": {"weight": {"log_uniform": [0.1, 1]}, "channels": 8}},
+    "crd": {"crd": {"weight": {"log_uniform": [0.1, 1]}, "negatives": 64, "dims": 8}},
+}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, write_space: Make) -> Path:
-    """Working directory with space.yaml: every fourth learning rate makes a trial fail, a width breaks the limits."""
+    """Working directory with space.yaml: every fourth learning rate makes a trial fail, a width breaks the limits.
+
+    In arena.yaml, for the same teacher, the method itself is a choice, with modes.
+    """
     folder = tmp_path_factory.mktemp("end to end")  # with blanks, as people's folders have
     write_space(
         folder / "space.yaml",
         student={"width": {"choice": [0.25, 0.5, 2.0]}},
         train={"lr": {"choice": [0.1, 0.05, 0.2, 1.0e9]}},
-        search={"trials": 8, "arms": "fixed", "limits": {"params": 25_000}, "scheduler": {"asha": {"grace_epochs": 1}}},
+        search={
+            "trials": 8,
+            "arms": "fixed",
+            "limits": {"params": 25_000},
+            "scheduler": {"asha": {"grace_epochs": 1}},
+            "concurrent": 2,
+        },
+    )
+    write_space(
+        folder / "arena.yaml",
+        terms={"one_of": ONE_OF},
+        prune={"strength": {"log_uniform": [1e-5, 1e-3]}},
+        train={"epochs": 1},
+        search={"trials": 8, "seed": 5},
     )
     return folder
 
@@ -215,17 +237,45 @@ def test_a_second_search_takes_the_teacher_from_the_cache_and_does_not_need_the_
     first: dict[str, Any], place: Path, runs: Path, hksd: Make
 ) -> None:
     before, teachers = snapshot(runs / NAME), snapshot(runs / "teachers")
-    words = ["--runs", runs, "--trials", 3, "--set", "search.seed=5", "--tracking-uri", "sqlite:////dev/full/x"]
-    program = hksd("search", "space.yaml", *words, cwd=place)
+    words = ["--runs", runs, "--trials", 5, "--tracking-uri", "sqlite:////dev/full/x"]
+    program = hksd("search", "arena.yaml", *words, cwd=place)
     assert program.process.returncode == 0, program.err
     assert "(cached)" in program.out
     assert "training the teacher" not in program.out
-    assert snapshot(runs / "teachers") == teachers
+    after = snapshot(runs / "teachers")
+    assert {file: after.get(file) for file in teachers} == teachers
+    # Its methods want to know one thing of the teacher that those of the first search did not: no file else is new.
+    assert {Path(file).name for file in after.keys() - teachers.keys()} <= {"0000.embedding.safetensors"}
     assert snapshot(runs / NAME) == before
-    (other,) = {path.name for path in runs.iterdir() if (path / "study.journal").exists()} - {NAME}
-    assert other.startswith("space-")
+    other = second(runs)
+    assert other.startswith("arena-")
     # The store is below a device: the search says so once, keeps the records, and is none the worse.
     assert "did not reach MLflow" in program.out
     spool = [json.loads(line) for line in (runs / other / "tracking-spool.jsonl").read_text().splitlines()]
-    assert sum(record["kind"] == "start" for record in spool) == 4
+    assert sum(record["kind"] == "start" for record in spool) == 6
     assert (runs / other / "export" / "best.yaml").exists()
+
+
+def second(runs: Path) -> str:
+    """Name of the search over methods."""
+    (other,) = {path.name for path in runs.iterdir() if (path / "study.journal").exists()} - {NAME}
+    return other
+
+
+def test_a_search_over_methods_draws_trains_logs_exports_and_goes_on(
+    place: Path, runs: Path, hksd: Make, facts: Make
+) -> None:
+    name = second(runs)  # of the test above
+    program = hksd("search", name, "--extend", "3", "--runs", runs, "--json", cwd=place)
+    assert program.process.returncode == 0, program.err
+    assert sum(program.json()["trials"][status] for status in ("complete", "pruned", "failed")) == 8
+    found = facts(runs, name)
+    found.must_agree()
+    drawn = [record for record in found.records if record.config and not record.arm]
+    methods = [set(from_tree(record.config).terms) & set(ONE_OF) for record in drawn]
+    assert all(len(chosen) == 1 for chosen in methods)
+    assert len({frozenset(chosen) for chosen in methods}) > 1
+    assert load(runs / name / "export" / "best.yaml").prune is not None
+    # What the first part could not send has reached the store.
+    assert len(found.children) == program.json()["trials"]["complete"]
+    assert all("prune/sparsity" in run.data.metrics for run in found.children.values())

@@ -129,8 +129,7 @@ def test_people_are_told_what_happened_and_where_it_hung(place: Path) -> None:
 def test_trials_and_the_export_find_the_network_and_the_checkpoint_where_the_search_was_started(
     place: Path, ended: dict[str, Record], hksd: Make
 ) -> None:
-    facts = json.loads((place / "runs" / "bad" / "search.json").read_text())
-    assert facts["teacher"]["source"] == "CHECK"
+    assert {record.config["teacher"]["checkpoint"] for record in ended.values()} == {"teacher.safetensors"}
     assert {role for role, record in ended.items() if record.status == "complete"} == set(GOES_ON)
     program = hksd("evaluate", "runs/bad/export", "--json", cwd=place)
     assert program.process.returncode == 0, program.err
