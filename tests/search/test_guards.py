@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +25,7 @@ from hksd_search.study.storage import RESERVE
 Make = Callable[..., Any]
 # A trial: the name of the function and of the file are those of the real one, by which its thread is found.
 TRIAL = """
-import re, sys, time
+import ctypes, re, sys, time
 from pathlib import Path
 from hksd_search.backend import guards
 
@@ -34,6 +35,8 @@ def run_trial(what, folder, timeout, memory):
             time.sleep(1e6)
         elif what == "holds the lock":
             re.match("(a+)+$", "a" * 60 + "b")
+        elif what == "crashes":
+            ctypes.string_at(0)
         elif what == "leaks":
             held = []
             while True:
@@ -67,6 +70,7 @@ print(json.dumps({what: [code, Path(f"{what}.txt").read_text()] for what, code i
 CASES = {
     "sleeps": (1.5, 100 * GB),
     "holds the lock": (1.5, 100 * GB),
+    "crashes": (120, 100 * GB),
     "leaks": (120, 1_200_000_000),
     "reports": (1.5, 100 * GB),
 }
@@ -99,6 +103,15 @@ def test_a_trial_that_hangs_is_ended_and_the_line_is_known(
     number = TRIAL.splitlines().index(f"            {line}") + 1
     reason = f"no epoch ended in 1.5 s (search.epoch_timeout); it hung in {home}/trial.py:{number} (run_trial)"
     assert guards.last_words(home / what) == (reason, STRIKES)
+
+
+def test_a_crash_in_compiled_code_is_told_from_a_kill_and_its_place_is_known(
+    live: dict[str, list[Any]], home: Path
+) -> None:
+    assert live["crashes"] == [-signal.SIGSEGV, ""]
+    number = TRIAL.splitlines().index("            ctypes.string_at(0)") + 1
+    reason = f"its process crashed in {home}/trial.py:{number} (run_trial): Segmentation fault"
+    assert guards.last_words(home / "crashes") == (reason, STRIKES)
 
 
 def test_a_trial_that_leaks_is_ended_before_the_machine_is_full(live: dict[str, list[Any]], home: Path) -> None:
