@@ -36,7 +36,7 @@ from hksd.fit import WEIGHTS_FILE
 from hksd.models import weights
 from hksd.provenance import provenance
 from hksd.run.outcome import EpochReport
-from hksd_search.backend import connect as ray_env
+from hksd_search.backend import connect
 from hksd_search.backend.connect import start_ray, stop_ray
 from hksd_search.console import Display
 from hksd_search.export import export_trial
@@ -109,7 +109,7 @@ def size_of(path: Path) -> int:
 
 def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[str, Any]:
     """Run one search without training and say what it cost."""
-    ray_env.prepare(None)
+    connect.prepare(None)
     from hksd_search.backend import tuning
 
     runs = Path(keep or tempfile.mkdtemp(prefix="hksd-scale-"))

@@ -11,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from hksd.config.run import config_hash, from_tree
-from hksd_search import ledger as searcher
+from hksd_search import ledger as ledgers
 from hksd_search.ledger import Ledger
 from hksd_search.space import space as spaces
 from hksd_search.space.arms import ARMS, NO_DISTILLATION, PAPER_PRESET, STANDARD_KD, published, tuned
@@ -120,7 +120,7 @@ def test_a_trial_that_its_machine_lets_down_is_tried_again_and_failed_at_the_thi
     ledger = open_ledger(make_space(search={"trials": 6}))
     first = ledger.next()
     ledger.report(first.number, epoch_report(1))
-    for _ in range(searcher.STRIKES - 1):
+    for _ in range(ledgers.STRIKES - 1):
         ledger.lost(first.number, "the worker died")
         again = ledger.next()
         assert (again.number, again.config, again.resumed) == (first.number, first.config, True)
@@ -134,7 +134,7 @@ def test_a_trial_that_its_machine_lets_down_is_tried_again_and_failed_at_the_thi
 
 def test_strikes_are_remembered_over_a_restart(make_space: Make, open_ledger: Make) -> None:
     space = make_space()
-    for _ in range(searcher.STRIKES):
+    for _ in range(ledgers.STRIKES):
         ledger = open_ledger(space)
         ledger.lost(ledger.next().number, "the worker died")
         ledger.interrupt()
@@ -146,7 +146,7 @@ def test_a_configuration_that_failed_is_not_trained_again(make_space: Make, open
         train={"lr": 0.1}, student={"model": "resnet8", "width": 0.25}, terms={"ce": {}}, search={"arms": "none"}
     )
     ledger = open_ledger(space)
-    for _ in range(searcher.STRIKES):
+    for _ in range(ledgers.STRIKES):
         ledger.lost(ledger.next().number, "the worker died")
     assert ledger.next() is None
     failed, *others = ledger.records()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hksd.config.run import dump
 from hksd.schema import check
-from hksd_search.backend import connect as ray_env
+from hksd_search.backend import connect
 from hksd_search.backend.connect import stop_ray
 from hksd_search.space.settings import SearchConfig
 from hksd_search.strategy.stopping import Brackets, EarlyStopping, Rule, Rung, description, grace_epochs, maker, rungs
@@ -379,7 +379,7 @@ def reporting() -> Callable[..., None]:
 @pytest.fixture(scope="module")
 def tuning() -> Iterator[Any]:
     """A private Ray of one core, so that trials come one after the other."""
-    ray_env.prepare(None)
+    connect.prepare(None)
     import ray
 
     from hksd_search.backend import tuning

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from hksd_search import interrupt as interrupts
-from hksd_search.backend import stop_file as signals
+from hksd_search.backend import stop_file
 from hksd_search.backend.stop_file import STOP_FILE, told_to_stop
 from hksd_search.console import Display
 from hksd_search.interrupt import Interrupt, Stop, interruptible, stoppable
@@ -80,12 +80,12 @@ def test_a_trial_that_asks_after_every_step_looks_at_the_disk_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(stop_file, "time", SimpleNamespace(monotonic=lambda: now))
     told = told_to_stop(tmp_path)
     assert not told()
     (tmp_path / STOP_FILE).touch()
     assert not told()
-    now += signals.LOOK_EVERY
+    now += stop_file.LOOK_EVERY
     assert told()
 
 

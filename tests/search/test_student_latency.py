@@ -17,7 +17,7 @@ from hksd.deploy import latency
 from hksd.deploy.latency import Latency
 from hksd.errors import RunError, UserError
 from hksd.models.size import size_of
-from hksd_search.backend import connect as ray_env
+from hksd_search.backend import connect
 from hksd_search.backend.target import connected, known_targets, on_target
 from hksd_search.ledger import Ledger
 from hksd_search.space.latency import FOLDER, Latencies, latencies_of
@@ -335,7 +335,7 @@ def test_a_target_without_a_cluster_is_an_error_before_anything_is_measured(
 @pytest.fixture
 def cluster() -> Iterator[None]:
     """A Ray with one node, whose custom resource is called board."""
-    ray_env.prepare(None)
+    connect.prepare(None)
     ray.init(
         num_cpus=1, resources={"board": 1}, include_dashboard=False, _node_ip_address="127.0.0.1", logging_level=40
     )

@@ -24,10 +24,10 @@ def export(
     """Write a student as best.yaml, student.safetensors, student.pt2 and card.md; with --onnx, student.onnx too."""
     from hksd_search import console
     from hksd_search.export import export_trial
-    from hksd_search.study import reading as results
+    from hksd_search.study import reading
 
     output = Output(as_json)
-    found = results.open_search(runs, name)
+    found = reading.open_search(runs, name)
     chosen = trial if trial is not None else (found.best.number if found.best else None)
     where = export_trial(found, trial, to, onnx=onnx)
     output.give(

@@ -22,10 +22,10 @@ def report(
     """Write report.html (one page, opens anywhere) and trials.csv (all trials), also while the search runs."""
     from hksd_search import console
     from hksd_search.report import report as reports
-    from hksd_search.study import reading as results
+    from hksd_search.study import reading
 
     output = Output(as_json)
-    written = reports.write_report(results.open_search(runs, name), to)
+    written = reports.write_report(reading.open_search(runs, name), to)
     output.give(
         {"name": name, "report": str(written.page), "table": str(written.table), "summary": written.summary},
         lambda out: out.print(

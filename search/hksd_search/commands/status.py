@@ -22,12 +22,12 @@ def status(
 ) -> None:
     """Show how a search stands, also while it runs."""
     from hksd_search import console
-    from hksd_search.study import reading as results
+    from hksd_search.study import reading
 
-    found = results.open_search(runs, name)
+    found = reading.open_search(runs, name)
     output = Output(as_json)
     tally = {
-        **results.counts(found.records),
+        **reading.counts(found.records),
         **{key: sum(r.status == key for r in found.records) for key in EXTRA},
     }
     best = found.best

@@ -23,7 +23,7 @@ from hksd.errors import RunError, Stopped, UserError
 from hksd.provenance import provenance
 from hksd.teacher import prepare as teachers
 from hksd.teacher.teacher import Teacher
-from hksd_search.backend import connect as ray_env
+from hksd_search.backend import connect
 from hksd_search.backend.connect import start_ray, stop_ray
 from hksd_search.confirm import contenders, scores, verdicts
 from hksd_search.confirm.contenders import Contender, Run, runs_of
@@ -174,7 +174,7 @@ class Confirmation:
 
     def _train_with_ray(self, left: Sequence[Run], interrupt: Interrupt) -> None:
         """Start Ray and train; Ray is imported only here, after its environment is set."""
-        ray_env.prepare(self.request.address)
+        connect.prepare(self.request.address)
         from hksd_search.backend import tuning
         from hksd_search.backend.trial import Workplace
         from hksd_search.confirm import retrain

@@ -19,7 +19,7 @@ from typing import Any
 
 from hksd.files import write_atomically
 from hksd_search.study.records import Assignment, Record
-from hksd_search.tracking import refill as lost_store
+from hksd_search.tracking import refill
 from hksd_search.tracking.access import SQLITE, quiet_environment, reason_of
 from hksd_search.tracking.facts import STATUS, epoch_metrics, trial_end, trial_start
 from hksd_search.tracking.spool import Spool
@@ -187,7 +187,7 @@ class Tracker:
                 return True
             except Exception as error:  # the store is another program's: whatever it raises, training goes on
                 reason = reason_of(error, self.uri or "")
-                if self.runs and lost_store.is_lost(error) and not self._lost:
+                if self.runs and refill.is_lost(error) and not self._lost:
                     log.warning(
                         "MLflow has lost the runs of this search; they are written again, as the study has them"
                     )
@@ -210,7 +210,7 @@ class Tracker:
         if not self._opening:
             raise LookupError("the search has not begun")
         self.runs, self.earlier, now = {}, frozenset(), int(time.time() * 1000)
-        for operation in [*self._opening, *lost_store.told_by_study(self.folder, self.name, now)]:
+        for operation in [*self._opening, *refill.told_by_study(self.folder, self.name, now)]:
             self._send(client, operation)
         self._lost, self._filled = False, now
 
@@ -218,7 +218,7 @@ class Tracker:
         quiet_environment()
         assert self.uri is not None
         if self._lost and self.uri.startswith(SQLITE):
-            lost_store.make_tables(self.uri)
+            refill.make_tables(self.uri)
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(tracking_uri=self.uri)
@@ -226,7 +226,7 @@ class Tracker:
         if experiment is not None:
             self.experiment_id = experiment.experiment_id
             if self._unknown:
-                self.runs = lost_store.find_runs(client, experiment.experiment_id, self.name, PARENT)
+                self.runs = refill.find_runs(client, experiment.experiment_id, self.name, PARENT)
                 self.earlier, self._unknown = frozenset(self.runs), False
         else:
             artifacts = None
