@@ -34,6 +34,9 @@ The actor is dead because its worker process has died. Worker exit type: SYSTEM_
 unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was killed
 by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed unexpectedly due
 to SIGSEGV or another unexpected error."""
+EXIT = """The actor died unexpectedly before finishing this task.
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker exits \
+unexpectedly. Worker exits with an exit code {}."""
 LOST = "The actor died unexpectedly before finishing this task.\nThe actor died because its node has died. Node Id: 4f2"
 FULL = "Task was killed due to the node running low on memory.\nMemory on the node (IP: 192.0.2.2) was 15.2GB / 16GB"
 
@@ -44,11 +47,13 @@ FULL = "Task was killed due to the node running low on memory.\nMemory on the no
         (IMPORT, Failure("ModuleNotFoundError: No module named 'search'", fault=True)),
         (FILE, Failure("FileNotFoundError: [Errno 2] No such file or directory: '/data/a'", fault=True)),
         (KILLED, Failure(DIED, fault=False)),
+        (EXIT.format("not on this machine"), Failure("SystemExit: not on this machine", fault=True)),
+        (EXIT.format(3), Failure("the worker process ended itself (exit code 3)", fault=False)),
         (LOST, Failure(NODE, fault=False)),
         (FULL, Failure(MEMORY, fault=False)),
         ("", Failure(DIED, fault=False)),
     ],
-    ids=["an import", "a file", "a kill", "a node", "memory", "nothing"],
+    ids=["an import", "a file", "a kill", "an exit", "an exit code", "a node", "memory", "nothing"],
 )
 def test_the_true_cause_is_told_and_a_kill_only_where_there_was_one(text: str, expected: Failure) -> None:
     assert failure(text) == expected
