@@ -51,9 +51,20 @@ FULL = "Task was killed due to the node running low on memory.\nMemory on the no
         (EXIT.format(3), Failure("the worker process ended itself (exit code 3)", fault=False)),
         (LOST, Failure(NODE, fault=False)),
         (FULL, Failure(MEMORY, fault=False)),
+        (f"ray.exceptions.OutOfMemoryError: {FULL}", Failure(MEMORY, fault=False)),
         ("", Failure(DIED, fault=False)),
     ],
-    ids=["an import", "a file", "a kill", "an exit", "an exit code", "a node", "memory", "nothing"],
+    ids=[
+        "an import",
+        "a file",
+        "a kill",
+        "an exit",
+        "an exit code",
+        "a node",
+        "memory",
+        "memory by its class",
+        "nothing",
+    ],
 )
 def test_the_true_cause_is_told_and_a_kill_only_where_there_was_one(text: str, expected: Failure) -> None:
     assert failure(text) == expected

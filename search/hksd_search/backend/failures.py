@@ -11,6 +11,7 @@ NODE = "its machine is gone"
 MEMORY = "its machine ran out of memory, and Ray ended it"
 _FAULT = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt|Timeout)\b(?:: .*)?$", re.MULTILINE)
 _EXIT = re.compile(r"^.*Worker exits with an exit code (?!None)(.+?)\.?$", re.MULTILINE)  # of sys.exit, not of a kill
+_NODE = re.compile(r"\bnode (?:has died|was (?:dead|preempted|terminated))")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -35,16 +36,16 @@ def failure(error: BaseException | str) -> Failure:
         error: an exception of Ray, or its text.
     """
     text = _COLOUR.sub("", str(error))
+    if "low on memory" in text:  # Ray names an exception too, but nobody else need meet this
+        return Failure(MEMORY, fault=False)
+    if _NODE.search(text):
+        return Failure(NODE, fault=False)
     if found := _FAULT.findall(text):  # of a chain of exceptions the last one was there first in a worker
         return Failure(str(found[-1]).removeprefix("ray.exceptions."), fault=True)
     if code := _EXIT.search(text):
         if code[1].isdecimal():
             return Failure(f"the worker process ended itself (exit code {code[1]})", fault=False)
         return Failure(f"SystemExit: {code[1]}", fault=True)
-    if "node has died" in text or "node was" in text:
-        return Failure(NODE, fault=False)
-    if "low on memory" in text:
-        return Failure(MEMORY, fault=False)
     return Failure(DIED, fault=False)
 
 
