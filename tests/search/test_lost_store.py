@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from hksd_search.ledger import Events, Ledger
-from hksd_search.study.records import read_records
+from hksd_search.study.records import Record, read_records
 from hksd_search.tracking import access, refill
 from hksd_search.tracking import tracker as tracking
 from hksd_search.tracking.facts import STATUS
@@ -128,6 +129,30 @@ def test_a_store_that_was_deleted_between_two_sessions_is_filled_again_too(
     assert tracker.close().unsent == 0
     (tmp_path / "mlflow.db").unlink()
     finish(*begin(), train)
+    must_agree(tmp_path)
+
+
+def test_an_epoch_that_ends_while_the_store_is_filled_again_is_there_once(
+    begin: Make, train: Make, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refill, "make_tables", lambda uri: shutil.copy(empty_store, tmp_path / "mlflow.db"))
+    asked, ended = threading.Event(), threading.Event()
+
+    def read_later(folder: Path) -> list[Record]:
+        asked.set()
+        assert ended.wait(20)
+        return read_records(folder)
+
+    ledger, tracker = begin()
+    sent(tracker)
+    monkeypatch.setattr(refill, "read_records", read_later)
+    (tmp_path / "mlflow.db").unlink()
+    assignment = ledger.next()
+    assert asked.wait(20)
+    time.sleep(0.01)  # no epoch bears the time of the question
+    train(ledger, assignment, (0.1, 0.2, 0.3))
+    ended.set()
+    finish(ledger, tracker, train)
     must_agree(tmp_path)
 
 

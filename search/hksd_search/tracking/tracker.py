@@ -65,7 +65,7 @@ class Tracker:
         self._opening: list[dict[str, Any]] = []  # what the parent run began with
         self._lost = False  # the store has to be filled again
         self._unknown = False  # the ids of our runs have to be asked for
-        self._filled = 0  # when it was, in milliseconds
+        self._told: set[tuple[str, int]] = set()  # run and epoch of the accuracies that the study told it then
         self._acknowledged = 0  # records of the spool that need not be sent again
         self._spool, self._notes = Spool(folder / SPOOL_FILE), Spool(folder / NOTES_FILE)
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
@@ -210,9 +210,11 @@ class Tracker:
         if not self._opening:
             raise LookupError("the search has not begun")
         self.runs, self.earlier, now = {}, frozenset(), int(time.time() * 1000)
-        for operation in [*self._opening, *refill.told_by_study(self.folder, self.name, now)]:
+        self._told = set()
+        told = list(refill.told_by_study(self.folder, self.name, now))
+        for operation in [*self._opening, *told]:
             self._send(client, operation)
-        self._lost, self._filled = False, now
+        self._lost, self._told = False, {(o["run"], o["step"]) for o in told if o["kind"] == "metrics"}
 
     def _connect(self) -> Any:
         quiet_environment()
@@ -271,15 +273,15 @@ class Tracker:
         self.earlier |= {name}  # a trial that is tried again starts again
 
     def _write_metrics(self, client: Any, run: str, operation: dict[str, Any]) -> None:
-        """One batch a step, and where it may be there already only if it is not."""
+        """One batch a step; one that may be repeated only if it is not there, an accuracy that was told only once."""
         from mlflow.entities import Metric
 
         step, at = operation["step"], operation["time"]
-        if (operation.get("once") or at <= self._filled) and any(
-            m.step == step for m in client.get_metric_history(run, "val/accuracy")
-        ):
+        if operation.get("once") and any(m.step == step for m in client.get_metric_history(run, "val/accuracy")):
             return
-        client.log_batch(run, metrics=[Metric(k, float(v), at, step) for k, v in operation["metrics"].items()])
+        told = (operation["run"], step) in self._told
+        metrics = {k: v for k, v in operation["metrics"].items() if not (told and k == "val/accuracy")}
+        client.log_batch(run, metrics=[Metric(k, float(v), at, step) for k, v in metrics.items()])
 
     def _write_text(self, client: Any, run: str, operation: dict[str, Any]) -> None:
         client.log_text(run, operation["text"], operation["file"])
