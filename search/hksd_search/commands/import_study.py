@@ -154,29 +154,15 @@ def _opened(url: str) -> tuple[BaseStorage, list[str]]:
 
 def _taken(space: Space, trial: FrozenTrial, mine: set[str], rises: bool) -> FrozenTrial | None:
     """A finished trial as one of this space; what it does not say stands at the middle of the ranges."""
-    from optuna.trial import TrialState, create_trial
-
-    from hksd.config.run import config_hash, dump
+    from hksd.config.run import config_hash
     from hksd_search.space.nearest import point
-    from hksd_search.space.parameters import parameters
+    from hksd_search.strategy.warm_start import imported
 
     drawn = point(space, {key: value for key, value in trial.params.items() if key in mine})
     if drawn is None:
         return None
     value = trial.values[0] if rises else -trial.values[0]
-    facts = {"arm": None, "origin": "imported", "hash": config_hash(drawn[1]), "costs": {}, "config": dump(drawn[1])}
-    everything = parameters(space)
-    return create_trial(
-        state=TrialState.COMPLETE,
-        value=value,
-        params=drawn[0],
-        distributions={key: everything[key].distribution for key in drawn[0]},
-        user_attrs={
-            "facts": facts,
-            "progress": {"epoch": 0, "val_accuracy": value, "seconds": 0.0},
-            "status": "imported",
-        },
-    )
+    return imported(space, drawn, [value], digest=config_hash(drawn[1]), costs={}, epoch=0)
 
 
 def _save(folder: Path, trials: list[FrozenTrial]) -> None:

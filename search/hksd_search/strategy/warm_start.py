@@ -9,7 +9,7 @@ they are the first draws, and their accuracies are forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -93,25 +93,50 @@ def _evidence(space: Space, record: Record) -> FrozenTrial | None:
     assert record.config is not None
     config, digest = from_tree(record.config), config_hash(from_tree(record.config))
     known = {"val_accuracy": record.val_accuracy, **record.costs}
-    values = [known.get(name) for name in (space.search.maximize, *space.search.minimize)]
+    objectives = (space.search.maximize, *space.search.minimize)
+    values = [value for name in objectives if (value := known.get(name)) is not None]
+    if len(values) < len(objectives):
+        return None
     for wish in wishes(space, config).values():
         drawn = point(space, wish)
         # Images and teacher were compared by what they are, not by where they lie.
-        if drawn is None or config_hash(replace(drawn[1], data=config.data, teacher=config.teacher)) != digest:
-            continue
-        if None in values:
-            return None
-        facts = {"arm": None, "origin": "imported", "hash": digest, "costs": record.costs, "config": dump(drawn[1])}
-        progress = {"epoch": record.epoch, "val_accuracy": record.val_accuracy, "seconds": 0.0}
-        everything = parameters(space)
-        return create_trial(
-            state=TrialState.COMPLETE,
-            values=values,
-            params=drawn[0],
-            distributions={name: everything[name].distribution for name in drawn[0]},
-            user_attrs={"facts": facts, "progress": progress, "status": "imported"},
-        )
+        if drawn and config_hash(replace(drawn[1], data=config.data, teacher=config.teacher)) == digest:
+            return imported(space, drawn, values, digest=digest, costs=record.costs, epoch=record.epoch)
     return None
+
+
+def imported(
+    space: Space,
+    drawn: tuple[Params, RunConfig],
+    values: Sequence[float],
+    *,
+    digest: str,
+    costs: Mapping[str, float],
+    epoch: int,
+) -> FrozenTrial:
+    """A result from elsewhere as a finished trial of this space, marked as imported.
+
+    Args:
+        space: the space.
+        drawn: the point of it that was trained.
+        values: one for each objective; the first is the validation accuracy (0 to 1).
+        digest: hash of the configuration that was trained.
+        costs: what is known of the student's size.
+        epoch: epochs that it was trained for; 0 where nobody knows.
+    """
+    params, config = drawn
+    everything = parameters(space)
+    return create_trial(
+        state=TrialState.COMPLETE,
+        values=values,
+        params=params,
+        distributions={name: everything[name].distribution for name in params},
+        user_attrs={
+            "facts": {"arm": None, "origin": "imported", "hash": digest, "costs": costs, "config": dump(config)},
+            "progress": {"epoch": epoch, "val_accuracy": values[0], "seconds": 0.0},
+            "status": "imported",
+        },
+    )
 
 
 def _best(space: Space, name: str, records: Sequence[Record], reason: str) -> Taken:
