@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from hksd.data import store as kept_images
 from hksd.data.crops import centre
 from hksd.data.dataset import AnySplit, DataSet, Split
 from hksd.data.distort import distorted
+from hksd.data.picture import Notes
 from hksd.data.raw import Form, RawSet, Source, decode, form_of, whole
 from hksd.data.settings import DataConfig
 from hksd.data.sources import DISTORTED, IMAGENETS, find_source
@@ -20,10 +23,15 @@ from hksd.data.splits import Rows, balanced_subset, sample, stratified_split
 from hksd.data.stream import Cut, StreamSplit, frames
 from hksd.errors import DataError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 # Of ImageNet's training images, as everybody uses them (CONFIRMED: torchvision, transforms/_presets.py).
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = 2000  # images that tell mean, std and channels of a streamed data set
 SAMPLE_BATCH = 64
+
+log = logging.getLogger(__name__)
 
 
 def load(config: DataConfig, store: Path | None = None) -> DataSet:
@@ -42,19 +50,24 @@ def load(config: DataConfig, store: Path | None = None) -> DataSet:
     """
     source = find_source(config)
     if store is None or config.streaming:
-        return _read(source, config)
-    return kept_images.remember(store, config, source.state, lambda: _read(source, config))
+        data = _read(source, config)
+    else:
+        data = kept_images.remember(store, config, source.state, lambda: _read(source, config))
+    for note in data.notes:
+        log.warning(note)
+    return data
 
 
 def _read(source: Source, config: DataConfig) -> DataSet:
     raw = source.train()
     rows = _kept(raw, config)
     train_rows, held_out = stratified_split(raw.labels[rows], config.validation, config.seed)
-    form = _form(raw, rows, config)
-    train, validation = (_split(raw, part, form, config) for part in (rows[train_rows], rows[held_out]))
+    form, notes = _form(raw, rows, config), Notes()
+    train, validation = (_split(raw, part, form, config, notes) for part in (rows[train_rows], rows[held_out]))
     published = config.name == "imagenet" and form.channels == 3
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if published else _mean_std(_pixels(train, config))
-    return DataSet(config.name, raw.classes, train, validation, mean, std, _fingerprint(raw.classes, train, validation))
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if published else _mean_std(_pixels(train, config, notes))
+    fingerprint = _fingerprint(raw.classes, train, validation, notes=notes)
+    return DataSet(config.name, raw.classes, train, validation, mean, std, fingerprint, notes.lines(raw.where))
 
 
 def load_test(config: DataConfig) -> AnySplit:
@@ -68,8 +81,11 @@ def load_test(config: DataConfig) -> AnySplit:
     source = find_source(config)
     train = source.train()
     form = _form(train, _kept(train, config), config)
-    raw = source.test(train.classes)
-    return _split(raw, np.arange(len(raw.labels)), form, config, test=True)
+    raw, notes = source.test(train.classes), Notes()
+    test = _split(raw, np.arange(len(raw.labels)), form, config, notes, test=True)
+    for note in notes.lines(raw.where):
+        log.warning(note)
+    return test
 
 
 def check_test(config: DataConfig) -> None:
@@ -114,24 +130,31 @@ def _form(raw: RawSet, rows: Rows, config: DataConfig) -> Form:
     return form_of(raw, rows[sample(len(rows), SAMPLE, config.seed)], config.image_size)
 
 
-def _split(raw: RawSet, rows: Rows, form: Form, config: DataConfig, *, test: bool = False) -> AnySplit:
+def _split(raw: RawSet, rows: Rows, form: Form, config: DataConfig, notes: Notes, *, test: bool = False) -> AnySplit:
     if config.streaming:
         if raw.files is None:
             raise DataError(f"{raw.where}: data.streaming reads class folders; set data.streaming: false")
         files = raw.files.select(rows)
         return StreamSplit(files, raw.labels[rows], raw.index[rows], form, centre=bool(config.crop_scale))
-    images, index = decode(raw, rows, form), raw.index[rows]
+    images, index = decode(raw, rows, form, notes), raw.index[rows]
     if config.name in DISTORTED:
         images = distorted(images, index, config.noise, config.seed, test=test)
     return Split(images, raw.labels[rows], index)
 
 
-def _pixels(split: AnySplit, config: DataConfig) -> Iterable[NDArray[np.uint8]]:
-    """Images that tell mean and std, in parts (n, S, S, channels)."""
+def _pixels(split: AnySplit, config: DataConfig, notes: Notes) -> Iterable[NDArray[np.uint8]]:
+    """Images that tell mean and std, in parts (n, S, S, channels); `notes` counts what is unusual in a sample."""
     if isinstance(split, StreamSplit):
+        cut = evaluation_cut(split)
+
+        def noted(name: str, picture: Image, row: int) -> NDArray[np.uint8]:
+            image = cut(name, picture, row)
+            notes.see(name, picture)
+            return image
+
         rows = sample(len(split), SAMPLE, config.seed)
         parts = (rows[at : at + SAMPLE_BATCH] for at in range(0, len(rows), SAMPLE_BATCH))
-        return frames(split, parts, evaluation_cut(split), config.threads)
+        return frames(split, parts, noted, config.threads)
     # In parts, because numpy counts in int64: eight times the memory of the images it is given.
     return (split.images[at : at + 1024] for at in range(0, len(split), 1024))
 
@@ -176,12 +199,14 @@ def _mean_std(parts: Iterable[NDArray[np.uint8]]) -> tuple[tuple[float, ...], tu
     return tuple(mean.tolist()), tuple(np.maximum(np.sqrt(variance), 1e-6).tolist())
 
 
-def _fingerprint(classes: tuple[str, ...], *splits: AnySplit) -> str:
+def _fingerprint(classes: tuple[str, ...], *splits: AnySplit, notes: Notes) -> str:
     digest = hashlib.sha256("\0".join(classes).encode())
     for split in splits:
         pixels: tuple[NDArray[np.uint8] | NDArray[np.int64], ...]
         if isinstance(split, StreamSplit):
             digest.update(f"streamed {split.form.size} {split.form.channels} {split.centre}".encode())
+            # What a teacher said of these was once of the picture as stored: lying on its side, or with what it hides.
+            digest.update(" ".join(sorted(notes.counts.keys() & {"turned", "transparent"})).encode())
             pixels = (split.files.text, split.files.ends, split.files.sizes)
         else:
             pixels = (split.images,)

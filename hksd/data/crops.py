@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hksd.data.raw import Form, as_array, converted
+from hksd.data.picture import as_shown, shown_size
+from hksd.data.raw import Form, as_array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,14 +54,13 @@ def random_part(name: str, picture: Image, form: Form, least: float, bits: int) 
     """A random part (see `draw_box`) as (size, size, channels).
 
     Raises:
-        DataError: the picture is damaged, or has more than 8 bits per channel.
+        DataError: the picture is damaged or too large, or its numbers do not say what is black and what is white.
     """
     from PIL.Image import Resampling
 
-    full = picture.size
+    full = shown_size(name, picture)
     box = draw_box(*full, least, bits)
-    _draft(picture, form.size / min(box[2] - box[0], box[3] - box[1]))
-    picture = converted(name, picture, form.channels)
+    picture = as_shown(name, picture, form.channels, form.size / min(box[2] - box[0], box[3] - box[1]))
     x, y = picture.width / full[0], picture.height / full[1]
     part = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
     return as_array(picture.resize((form.size, form.size), Resampling.BILINEAR, part), form)
@@ -75,15 +75,9 @@ def centre(name: str, picture: Image, form: Form) -> NDArray[np.uint8]:
     from PIL.Image import Resampling
 
     size, short = form.size, round(form.size * MARGIN)
-    full, side = picture.size, min(picture.size)
-    _draft(picture, short / side)
-    picture = converted(name, picture, form.channels)
+    full = shown_size(name, picture)
+    side = min(full)
+    picture = as_shown(name, picture, form.channels, short / side)
     picture = picture.resize((short * full[0] // side, short * full[1] // side), Resampling.BILINEAR)
     left, upper = round((picture.width - size) / 2), round((picture.height - size) / 2)
     return as_array(picture.crop((left, upper, left + size, upper + size)), form)
-
-
-def _draft(picture: Image, scale: float) -> None:
-    """Let a JPEG decode at a half, quarter or eighth of its size where that is still `scale` of it or more."""
-    if scale < 1:
-        picture.draft(None, (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))

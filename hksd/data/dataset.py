@@ -55,6 +55,7 @@ class DataSet:
         std: per channel, likewise.
         fingerprint: hash of pixels, labels and split (16 hexadecimal digits). Streamed images: of their names below
             the training folder and the sizes of their files, in place of the pixels, which are not read for it.
+        notes: what is unusual in the pictures, a line each (see `hksd.data.picture`). Streamed images: in the sample.
     """
 
     name: str
@@ -64,6 +65,7 @@ class DataSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> int:

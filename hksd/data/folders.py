@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from hksd.data.files import Files
-from hksd.data.raw import TEST_NAMES, FileState, Pictures, RawSet, Source, open_file, some
+from hksd.data.raw import SUFFIXES, TEST_NAMES, FileState, Pictures, RawSet, Source, open_file, some
 from hksd.data.splits import Rows
 from hksd.errors import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 EXPECTED = f"class folders train/CLASS/*.{{{','.join(suffix[1:] for suffix in SUFFIXES)}}}"
 # What tests a network is ImageNet's official validation set: the labels of the test images are not public.
 IMAGENET_TEST_NAMES = ("val", "validation", "valid")

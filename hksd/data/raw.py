@@ -6,17 +6,20 @@ messages, so size, channels and damage are judged in one place.
 
 from __future__ import annotations
 
+import functools
 import io
-import struct
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hksd.data.picture import GRAY_MODES, Notes, as_shown, damage_named, shown_size
 from hksd.data.splits import Rows
 from hksd.errors import DataError
 
@@ -26,9 +29,20 @@ if TYPE_CHECKING:
     from hksd.data.files import Files
 
 Pictures = Iterator[tuple[str, "Image"]]
-GRAY_MODES = frozenset({"1", "L"})
-# Named, because PIL otherwise asks one decoder after the other: slower, and more code that a hostile file can reach.
-FORMATS = ("WEBP", "PNG", "JPEG", "BMP")
+# What is read, with the suffixes of its files. Named, because PIL otherwise asks one decoder after the other: slower,
+# and more code that a hostile file can reach (that of EPS starts Ghostscript). What a file is, its content tells.
+FORMATS = {
+    "WEBP": (".webp",),
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "JPEG2000": (".jp2", ".j2k"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+}
+SUFFIXES = tuple(chain.from_iterable(FORMATS.values()))  # in small letters
 # A set without a test part of its own is tested on what it calls validation; our validation is drawn from its train.
 TEST_NAMES = ("test", "val", "valid", "validation")
 
@@ -121,24 +135,34 @@ def form_of(raw: RawSet, rows: Rows, image_size: int | None) -> Form:
         DataError: a header cannot be read, or the first picture is not square and no `image_size` is given.
     """
     name, first = next(raw.pictures(rows[:1]))
-    if image_size is None and first.width != first.height:
+    width, height = shown_size(name, first)
+    if image_size is None and width != height:
         raise DataError(
-            f"{name}: {first.width} x {first.height} pixels, but images must be square; "
-            f"set data.image_size to resize them, for example data.image_size: {max(first.size)}"
+            f"{name}: {width} x {height} pixels, but images must be square; "
+            f"set data.image_size to resize them, for example data.image_size: {max(width, height)}"
         )
     gray = all(picture.mode in GRAY_MODES for _, picture in raw.pictures(rows))
-    return Form(image_size or first.width, 1 if gray else 3, image_size is not None, name)
+    return Form(image_size or width, 1 if gray else 3, image_size is not None, name)
 
 
-def decode(raw: RawSet, rows: Rows, form: Form) -> NDArray[np.uint8]:
-    """Decode the pictures `rows` (M,) to (M, size, size, channels).
+def decode(raw: RawSet, rows: Rows, form: Form, notes: Notes) -> NDArray[np.uint8]:
+    """Decode the pictures `rows` (M,) to (M, size, size, channels), and count in `notes` what is unusual.
 
     Raises:
-        DataError: a picture is damaged, has more than 8 bits per channel, or another size than `form` says.
+        DataError: a picture is damaged or too large, its numbers do not say what is black and what is white, or it
+            has another size than `form` says; or all together do not fit into memory.
     """
-    images = np.empty((len(rows), form.size, form.size, form.channels), np.uint8)
+    shape = (len(rows), form.size, form.size, form.channels)
+    try:
+        images = np.empty(shape, np.uint8)
+    except MemoryError as error:
+        raise DataError(
+            f"{raw.where}: {len(rows):,} images of {form.size} x {form.size} pixels take {math.prod(shape) / 1e9:,.1f} "
+            "GB; set a smaller data.image_size, or leave class folders in their files by data.streaming: true"
+        ) from error
     for position, (name, picture) in enumerate(raw.pictures(rows)):
         images[position] = whole(name, picture, form)
+        notes.see(name, picture)
     return images
 
 
@@ -161,12 +185,68 @@ def open_picture(name: str, data: bytes) -> Image:
     """Open an encoded picture (its header; pixels are decoded later).
 
     Raises:
-        DataError: it is no picture of the `FORMATS`.
+        DataError: it is no picture of the `FORMATS`, or damaged.
     """
+    from PIL import Image, UnidentifiedImageError
+
+    formats = _readable()
+    with damage_named(name):
+        try:
+            picture = Image.open(io.BytesIO(data), formats=formats)
+        except UnidentifiedImageError as error:
+            raise DataError(f"{name}: {_unknown(data, formats)}") from error
+        if picture.format == "PNG" and "transparency" in picture.info:
+            picture.info["transparency"] = _in_pixels(picture, data[24])
+    return picture
+
+
+@functools.cache
+def _readable() -> tuple[str, ...]:
+    """Those of the `FORMATS` that this Pillow has; makes it ready for files of the user's own."""
+    from PIL import Image, PngImagePlugin
+
+    # Limits for strangers' uploads: the first has one of ours in its place (`PIXELS`), with a cure, and a long text or
+    # profile beside the pixels is no fault.
+    Image.MAX_IMAGE_PIXELS = None
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+    # Of damaged EXIF and the like, in two lines for each file; what matters is told as an error.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _unknown(data: bytes, formats: Sequence[str]) -> str:
+    """Why PIL does not know a picture, and what to do."""
     from PIL import Image
 
-    with _damage_named(name):
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+    if not data:
+        return "the file is empty; replace or remove it"
+    for kind in formats:
+        factory, accept = Image.OPEN[kind]
+        known = accept is not None and accept(data[:16])
+        if isinstance(known, str):
+            return f"Pillow reads no {kind} here ({known}); convert the image to PNG, or remove it"
+        if known:
+            try:
+                factory(io.BytesIO(data), "")
+            except Exception as error:  # the one that PIL keeps for itself
+                return (
+                    f"the image is damaged, or {kind} of a kind that Pillow cannot read ({error}); "
+                    "save it anew as PNG, replace or remove it"
+                )
+    if data[4:8] == b"ftyp":
+        return "this is HEIF or a film, which Pillow cannot read here; convert it to JPEG or PNG, or remove it"
+    return f"this is no {', '.join(FORMATS)} image; replace or remove it"
+
+
+def _in_pixels(picture: Image, depth: int) -> object:
+    """The transparent colour of a PNG of `depth` bits as its pixels have it; PIL leaves it as the file has it."""
+    colour = picture.info["transparency"]
+    if picture.mode == "RGB" and depth == 16:
+        return tuple(value >> 8 for value in colour)
+    if picture.mode == "L":
+        return colour * 255 // (2**depth - 1)
+    return colour
 
 
 def array_pictures(where: str, images: NDArray[np.uint8]) -> Callable[[Rows], Pictures]:
@@ -190,28 +270,16 @@ def whole(name: str, picture: Image, form: Form) -> NDArray[np.uint8]:
     from PIL.Image import Resampling
 
     wanted = (form.size, form.size)
-    if picture.size != wanted and not form.resize:
+    size = shown_size(name, picture)
+    if size != wanted and not form.resize:
         raise DataError(
-            f"{name}: {picture.width} x {picture.height} pixels, but {form.reference} has {form.size} x "
+            f"{name}: {size[0]} x {size[1]} pixels, but {form.reference} has {form.size} x "
             f"{form.size}; set data.image_size to resize all, for example data.image_size: {form.size}"
         )
-    picture = converted(name, picture, form.channels)
+    picture = as_shown(name, picture, form.channels)
     if picture.size != wanted:
         picture = picture.resize(wanted, Resampling.BILINEAR)
     return as_array(picture, form)
-
-
-def converted(name: str, picture: Image, channels: int) -> Image:
-    """Decode a picture to gray (1 channel) or RGB (3).
-
-    Raises:
-        DataError: it is damaged, or has more than 8 bits per channel.
-    """
-    if picture.mode.startswith(("I", "F")):
-        # PIL would clip such pixels to 255 without a word.
-        raise DataError(f"{name}: pixels of more than 8 bits (mode {picture.mode}); convert the image to 8 bits")
-    with _damage_named(name):
-        return picture.convert("L" if channels == 1 else "RGB")
 
 
 def as_array(picture: Image, form: Form) -> NDArray[np.uint8]:
@@ -222,18 +290,3 @@ def as_array(picture: Image, form: Form) -> NDArray[np.uint8]:
 def some(names: Sequence[str]) -> str:
     """Names for a message, the first ten of many."""
     return ", ".join(names[:10]) + (f", ... {len(names)} in all" if len(names) > 10 else "")
-
-
-@contextmanager
-def _damage_named(name: str) -> Iterator[None]:
-    """Name the picture when PIL fails; its decoders raise all of these on damaged data."""
-    from PIL import UnidentifiedImageError
-    from PIL.Image import DecompressionBombError
-
-    try:
-        yield
-    except UnidentifiedImageError as error:
-        # PIL's own message names a buffer in memory here.
-        raise DataError(f"{name}: this is no {', '.join(FORMATS)} image; replace or remove it") from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, DecompressionBombError) as error:
-        raise DataError(f"{name}: the image is damaged ({error}); replace or remove it") from error

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FOLDER = "data"  # name of the store, below a folder of runs and beside the one of teachers
 IMAGES = "images"
-FORMAT = 1  # part of the key: raise it when the file changes, or what `hksd.data.load` makes of the same images
+FORMAT = 2  # part of the key: raise it when the file changes, or what `hksd.data.load` makes of the same images
 MAGIC = b"hksd images 1\n"
 DIGEST_END = len(MAGIC) + 64
 ALIGNMENT = 64  # bytes; every array starts at a multiple of it
@@ -164,6 +164,7 @@ def _write(opened: BinaryIO, data: DataSet) -> None:
         "mean": data.mean,
         "std": data.std,
         "fingerprint": data.fingerprint,
+        "notes": data.notes,
         "arrays": [[array.dtype.str, array.shape] for array in arrays],
     }
     text = json.dumps(facts).encode()

@@ -531,8 +531,8 @@ def test_an_undecodable_image_is_named_by_file_or_row(tmp_path, broken):
 def test_an_image_of_a_format_that_is_not_read_is_named(tmp_path):
     root = write_folders(tmp_path)
     file = root / "train" / "dog" / "2.png"
-    file.write_bytes(encode(pixels(0), "GIF"))
-    fault(folder_config(root), file, "no WEBP, PNG, JPEG, BMP image")
+    file.write_bytes(encode(pixels(0), "TGA"))
+    fault(folder_config(root), file, "no WEBP, PNG, JPEG, BMP, GIF, TIFF, JPEG2000, PPM, AVIF image")
 
 
 def test_an_unreadable_image_is_named(tmp_path):
@@ -550,11 +550,12 @@ def test_a_row_without_image_bytes_is_named(tmp_path):
     fault(folder_config(tmp_path), f"{path}, row 3", "store the image itself")
 
 
-def test_an_image_of_16_bits_is_named(tmp_path):
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_an_image_whose_numbers_do_not_say_what_is_white_is_named(tmp_path, kind):
     root = write_folders(tmp_path)
     file = root / "train" / "cat" / "1.png"
-    Image.fromarray(np.zeros((SIZE, SIZE), np.uint16)).save(file)
-    fault(folder_config(root), file, "more than 8 bits", "convert the image")
+    Image.fromarray(np.zeros((SIZE, SIZE), kind)).save(file, "TIFF")
+    fault(folder_config(root), file, "which number is black", "scale them to 8 or 16 bits")
 
 
 def test_the_first_image_of_another_size_is_named(tmp_path):
