@@ -66,6 +66,11 @@ def random_part(name: str, picture: Image, form: Form, least: float, bits: int) 
     return as_array(picture.resize((form.size, form.size), Resampling.BILINEAR, part), form)
 
 
+def centre_side(size: int) -> int:
+    """The short side of a picture whose centre of `size` pixels is taken."""
+    return round(size * MARGIN)
+
+
 def centre(name: str, picture: Image, form: Form) -> NDArray[np.uint8]:
     """The centre of the picture as (size, size, channels): short side to 256/224 of the size, then the middle.
 
@@ -74,7 +79,7 @@ def centre(name: str, picture: Image, form: Form) -> NDArray[np.uint8]:
     """
     from PIL.Image import Resampling
 
-    size, short = form.size, round(form.size * MARGIN)
+    size, short = form.size, centre_side(form.size)
     full = shown_size(name, picture)
     side = min(full)
     picture = as_shown(name, picture, form.channels, short / side)

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from hksd.config.run import RunConfig, dump_yaml
 from hksd.data import DataSet
 from hksd.data.augment import batches_of
+from hksd.data.crops import centre_side
+from hksd.data.picture import GROUND
+from hksd.data.settings import DataConfig
 from hksd.deploy import onnx as onnx_export
 from hksd.errors import RunError, UserError
 from hksd.files import write_atomically
@@ -182,6 +185,7 @@ def _card(
         "```",
         "",
         *(_onnx_use(channels, height) if "onnx_max_difference" in facts else []),
+        *_preparation(config.data, data.image_size, channels),
         f"Classes, in order: {', '.join(data.classes)}. The normalisation is inside the program.",
         "",
         "## Facts",
@@ -220,6 +224,49 @@ def _onnx_use(channels: int, height: int) -> list[str]:
         f'session = onnxruntime.InferenceSession("{ONNX_FILE}", providers=["CPUExecutionProvider"])',
         f"images = numpy.random.rand(2, {channels}, {height}, {height}).astype(numpy.float32)",
         f'print(session.run(None, {{"{onnx_export.INPUT}": images}})[0].argmax(1))  # class numbers',
+        "```",
+        "",
+    ]
+
+
+def _preparation(config: DataConfig, size: int, channels: int) -> list[str]:
+    """How a picture is brought to the network, as evaluation did with those of the data set."""
+    code = [
+        "import numpy, torch",
+        "from PIL import Image, ImageOps",
+        'picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGBA")  # 8 bits a channel',
+        f'picture = Image.alpha_composite(Image.new("RGBA", picture.size, "{GROUND}"), picture)',
+        f'picture = picture.convert("{"L" if channels == 1 else "RGB"}")',
+    ]
+    if config.streaming and config.crop_scale:
+        short = centre_side(size)
+        way = (
+            f"its short side resized to {short} pixels, and the middle {size} x {size} cut out (training took random "
+            f"parts of at least {config.crop_scale:g} of the area)"
+        )
+        code += [
+            "side = min(picture.size)",
+            f"width, height = {short} * picture.width // side, {short} * picture.height // side",
+            "picture = picture.resize((width, height), Image.Resampling.BILINEAR)",
+            f"left, upper = round((width - {size}) / 2), round((height - {size}) / 2)",
+            f"picture = picture.crop((left, upper, left + {size}, upper + {size}))",
+        ]
+    else:
+        way = f"resized to {size} x {size}, whatever its ratio of width to height"
+        if config.image_size is None:
+            way += " (those of the data set have that size, and were not resized)"
+        code.append(f"picture = picture.resize(({size}, {size}), Image.Resampling.BILINEAR)")
+    return [
+        "## Bring a picture to it (Pillow and numpy)",
+        "",
+        f"As a viewer shows it: upright by its EXIF orientation, what is transparent on {GROUND}, of 16 bits a channel "
+        f"the upper 8, no colour profile applied; {'gray (luma)' if channels == 1 else 'RGB'}; {way}, bilinear with "
+        "antialiasing; divided by 255.",
+        "",
+        "```py",
+        *code,
+        "pixels = numpy.asarray(picture, numpy.float32) / 255",
+        f"images = torch.from_numpy(pixels).reshape(1, {size}, {size}, {channels}).permute(0, 3, 1, 2)",
         "```",
         "",
     ]
