@@ -33,10 +33,10 @@ DARK = 1 << 12  # of 16 bits; what stays below was measured with 12 or fewer and
 SRGB_GAMMA = 1 / 2.2
 
 NOTES = {
-    "frames": "animated or of several pages; the first of each is taken",
-    "transparent": f"transparent in places; there they are {GROUND}",
-    "profile": "with a colour profile or gamma other than sRGB; it is not applied, their numbers stand as stored",
-    "dark": "of 16 bits and use no more than 12, so that they are nearly black; scale them to 0..65535",
+    "frames": "are animated or have several pages; the first of each is taken",
+    "transparent": f"are transparent in places; there they are {GROUND}",
+    "profile": "carry a colour profile or gamma other than sRGB; it is not applied, their numbers stand as stored",
+    "dark": "have 16 bits but use no more than 12, so that they are nearly black; scale them to 0..65535",
 }
 
 
@@ -61,7 +61,7 @@ class Notes:
     def lines(self, where: str) -> tuple[str, ...]:
         """One line for each kind that there is."""
         return tuple(
-            f"{where}: {self.counts[kind]:,} of {self.seen:,} images read are {text} (such as {self.first[kind]})"
+            f"{where}: {self.counts[kind]:,} of {self.seen:,} images read {text} (such as {self.first[kind]})"
             for kind, text in NOTES.items()
             if self.counts[kind]
         )

@@ -118,9 +118,11 @@ def white_is_zero() -> bytes:
 
 
 def empty_alpha_bmp() -> bytes:
-    transparent = scene("RGBA")
-    transparent.putalpha(0)
-    return encoded(transparent, "BMP")
+    """A BMP whose head (of version 4) gives a mask for alpha, in whose place all bytes are 0."""
+    pixels = np.concatenate([SCENE[::-1, :, ::-1], np.zeros((40, 60, 1), np.uint8)], -1).tobytes()
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    head = struct.pack("<IiiHHIIiiII", 108, 60, 40, 1, 32, 3, len(pixels), 0, 0, 0, 0) + masks + b"BGRs" + bytes(48)
+    return b"BM" + struct.pack("<IHHI", 14 + len(head) + len(pixels), 0, 0, 14 + len(head)) + head + pixels
 
 
 SHADES = (X // 15).astype(np.uint8)  # 0 to 3
