@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,9 +26,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = 2000  # images that tell mean, std and channels of a streamed data set
 SAMPLE_BATCH = 64
 
+log = logging.getLogger(__name__)
+
 
 def load(config: DataConfig, store: Path | None = None) -> DataSet:
     """Read the training set, keep ``limit`` of it, and split off the validation images. The test set stays closed.
+
+    What is passed over in its folders is told in one line, a warning, also where the images come from the store. The
+    trials of a search are given the images, so they do not tell it again.
 
     Args:
         config: which images.
@@ -41,6 +47,7 @@ def load(config: DataConfig, store: Path | None = None) -> DataSet:
         DataError: the files are missing, damaged or do not fit the configuration.
     """
     source = find_source(config)
+    _tell(source.line())
     if store is None or config.streaming:
         return _read(source, config)
     return kept_images.remember(store, config, source.state, lambda: _read(source, config))
@@ -60,7 +67,8 @@ def _read(source: Source, config: DataConfig) -> DataSet:
 def load_test(config: DataConfig) -> AnySplit:
     """Read the test set, whole (``limit`` is for training images). Only a final evaluation may ask for it.
 
-    Images have the form that `load` gives: a coloured test image becomes gray where all training images are gray.
+    Images have the form that `load` gives: a coloured test image becomes gray where all training images are gray. What
+    is passed over in its folders, or that another folder has the labels, is told in one line, a warning.
 
     Raises:
         DataError: there is no test set, or as for `load`.
@@ -69,6 +77,7 @@ def load_test(config: DataConfig) -> AnySplit:
     train = source.train()
     form = _form(train, _kept(train, config), config)
     raw = source.test(train.classes)
+    _tell(raw.line)
     return _split(raw, np.arange(len(raw.labels)), form, config, test=True)
 
 
@@ -80,6 +89,11 @@ def check_test(config: DataConfig) -> None:
     """
     source = find_source(config)
     source.test(source.train().classes)
+
+
+def _tell(line: str) -> None:
+    if line:
+        log.warning("%s", line)
 
 
 def evaluation_cut(split: StreamSplit) -> Cut:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Pictures = Iterator[tuple[str, "Image"]]
 GRAY_MODES = frozenset({"1", "L"})
 # Named, because PIL otherwise asks one decoder after the other: slower, and more code that a hostile file can reach.
-FORMATS = ("WEBP", "PNG", "JPEG", "BMP")
+FORMATS = ("WEBP", "PNG", "JPEG", "BMP", "TIFF", "GIF", "PPM", "DIB")
 # A set without a test part of its own is tested on what it calls validation; our validation is drawn from its train.
 TEST_NAMES = ("test", "val", "valid", "validation")
 
@@ -44,6 +44,8 @@ class RawSet:
         index: (N,), int64, position of each row in the source's own order.
         pictures: opens the pictures of ascending rows lazily, each with its name for messages.
         files: where every row is a file of its own, these files (what can be streamed); else None.
+        named: whether the data names its classes; otherwise they are called by their numbers.
+        line: what was passed over or is remarkable, for a warning; "" for nothing.
     """
 
     where: str
@@ -52,6 +54,8 @@ class RawSet:
     index: Rows
     pictures: Callable[[Rows], Pictures]
     files: Files | None = None
+    named: bool = True
+    line: str = ""
 
 
 class FileState(NamedTuple):
@@ -89,12 +93,14 @@ class Source:
         train: opens the training set.
         test: opens the test set, given the classes of the training set; DataError where there is none.
         state: the state of every file that `train` reads, without reading it; none where it reads no file.
+        line: what `train` passes over or is remarkable, for a warning; "" for nothing.
     """
 
     where: str
     train: Callable[[], RawSet]
     test: Callable[[tuple[str, ...]], RawSet]
     state: Callable[[], Iterator[FileState]]
+    line: Callable[[], str] = lambda: ""
 
 
 @dataclass(frozen=True)
@@ -222,6 +228,24 @@ def as_array(picture: Image, form: Form) -> NDArray[np.uint8]:
 def some(names: Sequence[str]) -> str:
     """Names for a message, the first ten of many."""
     return ", ".join(names[:10]) + (f", ... {len(names)} in all" if len(names) > 10 else "")
+
+
+def first_labelled(names: Sequence[str], why_not: Callable[[str], str]) -> tuple[str, str]:
+    """Choose the test set.
+
+    Args:
+        names: the candidates, best first.
+        why_not: says of one why it has no labels; "" where it has.
+
+    Returns:
+        The first that has labels, or the first of all where none has; and a line where others were passed over.
+    """
+    passed: list[str] = []
+    for name in names:
+        if not (reason := why_not(name)):
+            return name, f"{', '.join(passed)}; {name} is the test split" if passed else ""
+        passed.append(f"{name} has no labels ({reason})")
+    return names[0], ""
 
 
 @contextmanager

@@ -531,8 +531,8 @@ def test_an_undecodable_image_is_named_by_file_or_row(tmp_path, broken):
 def test_an_image_of_a_format_that_is_not_read_is_named(tmp_path):
     root = write_folders(tmp_path)
     file = root / "train" / "dog" / "2.png"
-    file.write_bytes(encode(pixels(0), "GIF"))
-    fault(folder_config(root), file, "no WEBP, PNG, JPEG, BMP image")
+    file.write_bytes(encode(pixels(0), "ICO"))
+    fault(folder_config(root), file, "no WEBP, PNG, JPEG, BMP")
 
 
 def test_an_unreadable_image_is_named(tmp_path):
