@@ -30,6 +30,7 @@ from hksd.config.run import (
     from_tree,
     load,
 )
+from hksd.data.classes import name_fault
 from hksd.errors import ConfigError, UserError, key_path
 from hksd.models import MODELS
 from hksd.schema import Section
@@ -115,6 +116,9 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     tree["data"].setdefault("root", "somewhere")
     if tree["data"]["root"] is None:
         tree["data"]["root"] = "somewhere"
+    names = tree["data"].get("classes")
+    if names is not None and (not all(names) or name_fault(names)):
+        tree["data"]["classes"] = None
     if tree.get("teacher") is None:
         tree["teacher"] = {"model": "resnet20"}
     for network in (tree["teacher"], tree["student"]):

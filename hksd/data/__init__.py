@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 def load(config: DataConfig, store: Path | None = None) -> DataSet:
     """Read the training set, keep ``limit`` of it, and split off the validation images. The test set stays closed.
 
+    What is passed over in its folders is told in one line, a warning, also where the images come from the store. The
+    trials of a search are given the images, so they do not tell it again.
+
     Args:
         config: which images.
         store: folder that keeps decoded images by content (see `hksd.data.store`); None keeps nothing.
@@ -49,12 +52,13 @@ def load(config: DataConfig, store: Path | None = None) -> DataSet:
         DataError: the files are missing, damaged or do not fit the configuration.
     """
     source = find_source(config)
+    _tell(source.line())
     if store is None or config.streaming:
         data = _read(source, config)
     else:
         data = kept_images.remember(store, config, source.state, lambda: _read(source, config))
     for note in data.notes:
-        log.warning(note)
+        _tell(note)
     return data
 
 
@@ -73,7 +77,8 @@ def _read(source: Source, config: DataConfig) -> DataSet:
 def load_test(config: DataConfig) -> AnySplit:
     """Read the test set, whole (``limit`` is for training images). Only a final evaluation may ask for it.
 
-    Images have the form that `load` gives: a coloured test image becomes gray where all training images are gray.
+    Images have the form that `load` gives: a coloured test image becomes gray where all training images are gray. What
+    is passed over in its folders, or that another folder has the labels, is told in one line, a warning.
 
     Raises:
         DataError: there is no test set, or as for `load`.
@@ -83,8 +88,8 @@ def load_test(config: DataConfig) -> AnySplit:
     form = _form(train, _kept(train, config), config)
     raw, notes = source.test(train.classes), Notes()
     test = _split(raw, np.arange(len(raw.labels)), form, config, notes, test=True)
-    for note in notes.lines(raw.where):
-        log.warning(note)
+    for line in (raw.line, *notes.lines(raw.where)):
+        _tell(line)
     return test
 
 
@@ -96,6 +101,11 @@ def check_test(config: DataConfig) -> None:
     """
     source = find_source(config)
     source.test(source.train().classes)
+
+
+def _tell(line: str) -> None:
+    if line:
+        log.warning("%s", line)
 
 
 def evaluation_cut(split: StreamSplit) -> Cut:

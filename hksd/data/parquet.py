@@ -3,67 +3,87 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hksd.data.raw import TEST_NAMES, Pictures, RawSet, Source, open_picture, some, states_of
+from hksd.data.classes import composed
+from hksd.data.raw import TEST_NAMES, Pictures, RawSet, Source, first_labelled, open_picture, some, states_of
+from hksd.data.shards import KEEP_ONE, configurations, shards
 from hksd.data.splits import Rows
 from hksd.errors import DataError
 
 IMAGE_COLUMNS = ("img", "image")
-EXPECTED = "parquet files train-*.parquet (or train.parquet) in it or in its folder data"
+EXPECTED = "parquet files train-*.parquet (or train.parquet, or train/*.parquet) in it or in its folder data"
 
 
 def find_parquet(root: Path, label_columns: Sequence[str]) -> Source | None:
-    """Recognise ``train-*.parquet`` or ``train.parquet`` in `root` or ``root/data``.
+    """Recognise a set of parquet files (see `hksd.data.shards`) in `root` or ``root/data``.
 
     Args:
         root: folder of the data set.
         label_columns: names that the column of labels may have, best first.
-    """
-    folder = next((place for place in (root, root / "data") if _shards(place, "train")), None)
-    if folder is None:
-        return None
 
+    Raises:
+        DataError: files are missing, or belong to several uploads.
+    """
+    found = {place: files[0] for place in (root, root / "data") if (files := shards(place, "train"))}
+    if len(found) > 1:
+        names = " lies beside ".join(str(file.relative_to(root)) for file in found.values())
+        raise DataError(f"{root}: {names}: these are of two uploads; {KEEP_ONE}")
+    return _source(next(iter(found)), label_columns) if found else None
+
+
+def find_configuration(root: Path, label_columns: Sequence[str]) -> Source | None:
+    """Recognise the folder of a configuration in `root`, as the Hub has them: ``plain_text/train-*.parquet``.
+
+    Raises:
+        DataError: there are several; or as for `find_parquet`.
+    """
+    found = configurations(root)
+    if len(found) > 1:
+        names = some([path.name for path in found])
+        raise DataError(
+            f"{root}: parquet files of {len(found)} configurations ({names}); set data.root to one of them, for "
+            f"example {found[0]}"
+        )
+    return _source(found[0], label_columns) if found else None
+
+
+def _source(folder: Path, label_columns: Sequence[str]) -> Source:
     def open_test(classes: tuple[str, ...]) -> RawSet:
-        for name in TEST_NAMES:
-            if shards := _shards(folder, name):
-                return _Parquet.of(shards, label_columns).raw(classes)
-        looked = ", ".join(f"{name}-*.parquet, {name}.parquet" for name in TEST_NAMES)
-        raise DataError(f"{folder}: no test split: looked for {looked}; put the test images into test.parquet")
+        there = {name: files for name in TEST_NAMES if (files := shards(folder, name))}
+        if not there:
+            looked = ", ".join(f"{name}-*.parquet, {name}.parquet" for name in TEST_NAMES)
+            raise DataError(f"{folder}: no test split: looked for {looked}; put the test images into test.parquet")
+        name, line = first_labelled(list(there), lambda name: _unlabelled(there[name], label_columns))
+        raw = _Parquet.of(there[name], label_columns).raw(classes)
+        return replace(raw, line=f"{folder}: {line}" if line else "")
 
     return Source(
         str(folder),
-        lambda: _Parquet.of(_shards(folder, "train"), label_columns).raw(None),
+        lambda: _Parquet.of(shards(folder, "train"), label_columns).raw(None),
         open_test,
-        lambda: states_of(_shards(folder, "train")),
+        lambda: states_of(shards(folder, "train")),
     )
 
 
-def _shards(folder: Path, name: str) -> tuple[Path, ...]:
-    """Files of one set, in order.
-
-    Raises:
-        DataError: names like ``train-00000-of-00005`` tell that some are missing.
-    """
-    if not folder.is_dir():
-        return ()
-    shards = tuple(sorted(folder.glob(f"{name}-*.parquet")))
-    for shard in shards:
-        of = re.search(r"-of-(\d+)\.parquet$", shard.name)
-        if of and len(shards) != int(of[1]):
-            raise DataError(
-                f"{folder}: {len(shards)} {name} file(s), but {shard.name} is one of {int(of[1])}; "
-                f"complete the download (or remove the files that belong to another set)"
-            )
-    single = folder / f"{name}.parquet"
-    return shards or ((single,) if single.is_file() else ())
+def _unlabelled(files: Sequence[Path], label_columns: Sequence[str]) -> str:
+    """Why a set has no labels; "" where it has. The Hub keeps test sets whose labels are not public, with -1."""
+    column = None
+    for file in files:
+        with _opened(file) as opened:
+            column = next((name for name in label_columns if name in opened.schema_arrow.names), None)
+            if column is None:
+                return f"{file.name} has no column of labels"
+            values = opened.read(columns=[column]).column(column).drop_null().to_pylist()
+        if any(not isinstance(value, int) or value >= 0 for value in values):
+            return ""
+    return f"all labels in column '{column}' are missing or -1"
 
 
 @dataclass(frozen=True)
@@ -145,7 +165,7 @@ class _Parquet:
             for shard, start, end in zip(self.shards, starts, starts[1:], strict=False):
                 yield from self._pictures(shard, rows[(rows >= start) & (rows < end)] - start)
 
-        return RawSet(where, classes, together, np.arange(len(together)), pictures)
+        return RawSet(where, classes, together, np.arange(len(together)), pictures, named=bool(self.names))
 
     def _labels(self, shard: Path) -> Rows:
         with _opened(shard) as file:
@@ -225,4 +245,4 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, 
         names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError):
         return None
-    return tuple(str(name) for name in names) if isinstance(names, list) and names else None
+    return tuple(composed(str(name)) for name in names) if isinstance(names, list) and names else None

@@ -36,6 +36,7 @@ FORMATS = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "BMP": (".bmp",),
+    "DIB": (".dib",),
     "GIF": (".gif",),
     "TIFF": (".tif", ".tiff"),
     "JPEG2000": (".jp2", ".j2k"),
@@ -58,6 +59,8 @@ class RawSet:
         index: (N,), int64, position of each row in the source's own order.
         pictures: opens the pictures of ascending rows lazily, each with its name for messages.
         files: where every row is a file of its own, these files (what can be streamed); else None.
+        named: whether the data names its classes; otherwise they are called by their numbers.
+        line: what was passed over or is remarkable, for a warning; "" for nothing.
     """
 
     where: str
@@ -66,6 +69,8 @@ class RawSet:
     index: Rows
     pictures: Callable[[Rows], Pictures]
     files: Files | None = None
+    named: bool = True
+    line: str = ""
 
 
 class FileState(NamedTuple):
@@ -103,12 +108,14 @@ class Source:
         train: opens the training set.
         test: opens the test set, given the classes of the training set; DataError where there is none.
         state: the state of every file that `train` reads, without reading it; none where it reads no file.
+        line: what `train` passes over or is remarkable, for a warning; "" for nothing.
     """
 
     where: str
     train: Callable[[], RawSet]
     test: Callable[[tuple[str, ...]], RawSet]
     state: Callable[[], Iterator[FileState]]
+    line: Callable[[], str] = lambda: ""
 
 
 @dataclass(frozen=True)
@@ -290,3 +297,21 @@ def as_array(picture: Image, form: Form) -> NDArray[np.uint8]:
 def some(names: Sequence[str]) -> str:
     """Names for a message, the first ten of many."""
     return ", ".join(names[:10]) + (f", ... {len(names)} in all" if len(names) > 10 else "")
+
+
+def first_labelled(names: Sequence[str], why_not: Callable[[str], str]) -> tuple[str, str]:
+    """Choose the test set.
+
+    Args:
+        names: the candidates, best first.
+        why_not: says of one why it has no labels; "" where it has.
+
+    Returns:
+        The first that has labels, or the first of all where none has; and a line where others were passed over.
+    """
+    passed: list[str] = []
+    for name in names:
+        if not (reason := why_not(name)):
+            return name, f"{', '.join(passed)}; {name} is the test split" if passed else ""
+        passed.append(f"{name} has no labels ({reason})")
+    return names[0], ""

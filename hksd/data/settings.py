@@ -5,9 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from hksd.data.classes import name_fault
+from hksd.errors import UserError, describe
+from hksd.files import expanded
 from hksd.schema import LAST_SEED, Section
+
+LONGEST_NAME = 255  # bytes of the name of a file or folder, on all usual file systems
+
+
+def _possible(root: str | None) -> str | None:
+    """Refuse what no file system takes for a folder, and the home folder of nobody, with the line of the file."""
+    if root is None:
+        return root
+    if "\0" in root or any(len(part.encode(errors="surrogatepass")) > LONGEST_NAME for part in root.split("/")):
+        raise ValueError(f"no folder can have that name (got {describe(root)})")
+    try:
+        expanded(root, "")
+    except UserError as error:
+        raise ValueError(str(error).removeprefix(": ")) from error
+    return root
+
+
+def _class_names(value: Any) -> Any:
+    """Names of classes as a tuple of texts (a number is its digits), or the name of a file."""
+    if value is None or (isinstance(value, str) and value):
+        return value
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"must be a list of the names of all classes, or a file of them (got {describe(value)})")
+    wrong = [name for name in value if isinstance(name, bool) or not isinstance(name, (str, int)) or name == ""]
+    if wrong:
+        raise ValueError(f"must be a list of texts (got {describe(wrong[0])} in it); put such a name in quotes")
+    names = tuple(map(str, value))
+    if fault := name_fault(names):
+        raise ValueError(fault)
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +63,14 @@ class DataConfig(Section):
         ],
         Field(description="data set; folder = your own class folders or parquet files"),
     ]
-    root: Annotated[str | None, Field(description="where the files are; not needed for digits")] = None
+    root: Annotated[
+        str | None, AfterValidator(_possible), Field(description="where the files are; not needed for digits")
+    ] = None
+    classes: Annotated[
+        tuple[str, ...] | str | None,
+        BeforeValidator(_class_names),
+        Field(description="names of all classes in the order of their numbers, or a file of them; default sorted"),
+    ] = None
     download: Annotated[
         bool, Field(description="let torchvision fetch CIFAR, SVHN, STL-10 or Fashion-MNIST into root")
     ] = False
@@ -88,8 +128,8 @@ class DataConfig(Section):
             raise ValueError(f"data.root is required for {self.name}: the folder with its files")
 
     def dead_knobs(self) -> frozenset[str]:
-        """Where the files lie does not change what they hold (the data's own hash stands in every result)."""
-        dead = {"root", "download", "threads"}
+        """Where the files lie does not change what they hold; their own hash, and the classes', is in every result."""
+        dead = {"root", "classes", "download", "threads"}
         if not self.name.startswith("tcifar"):
             dead.add("noise")
         if not self.streaming:

@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hksd.data import folders, parquet
+from hksd.data.classes import ordered
 from hksd.data.official import OFFICIAL, source_of
 from hksd.data.raw import RawSet, Source, array_pictures
 from hksd.data.settings import DataConfig
 from hksd.data.splits import Rows, stratified_split
+from hksd.data.walk import count_images, holds_images, subfolders
 from hksd.errors import DataError
+from hksd.files import expanded
 
 DIGITS_TEST_SHARE = 0.2
 # Data sets made of another one's files.
@@ -27,15 +30,23 @@ CLASSES = {name: known.classes for name, known in OFFICIAL.items()} | {name: n f
 def find_source(config: DataConfig) -> Source:
     """Recognise the layout below ``data.root``: the files of the authors, then parquet, then class folders.
 
-    A streaming run looks for class folders before parquet: only they can be streamed.
+    A streaming run looks for class folders before parquet: only they can be streamed. Last comes parquet in the folder
+    of a configuration of the Hub, since a folder with any name may lie beside class folders.
 
     Raises:
+        UserError: the root begins with the home folder of a user that there is not.
         DataError: root does not exist or holds nothing known, or fetching failed.
     """
+    source = _found(config)
+    return ordered(source, config.classes) if config.classes else source
+
+
+def _found(config: DataConfig) -> Source:
     if config.name == "digits":
         return _digits(config.seed)
     assert config.root is not None, "DataConfig demands a root"
-    root = Path(config.root).expanduser()
+    root = expanded(config.root, "data.root")
+    _check_root(root)
     name = DISTORTED.get(config.name, config.name)
     official = OFFICIAL.get(name)
     if official and (place := official.place(root)):
@@ -59,8 +70,22 @@ def _own(root: Path, name: str, streaming: bool | None) -> Source | None:
         return folders.find_imagenet(root) or folders.find_imagenet(root / IMAGENETS[name][0])
 
     if streaming:
-        return in_folders() or parquet.find_parquet(root, labels)
-    return parquet.find_parquet(root, labels) or in_folders()
+        found = in_folders() or parquet.find_parquet(root, labels)
+    else:
+        found = parquet.find_parquet(root, labels) or in_folders()
+    return found or parquet.find_configuration(root, labels)
+
+
+def _check_root(root: Path) -> None:
+    """Refuse a path that no file system takes, and one that may not be looked at."""
+    try:
+        root.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return  # told where it is known what is looked for
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        shown = str(root) if len(str(root)) < 200 else f"{str(root)[:200]}..."
+        raise DataError(f"{shown!r}: data.root cannot be opened ({reason}); correct the path") from error
 
 
 def _nothing(root: Path, name: str) -> DataError:
@@ -75,10 +100,26 @@ def _nothing(root: Path, name: str) -> DataError:
     for other, known in OFFICIAL.items():
         if other != name and known.place(root):
             cure = f"; these look like torchvision's files of {other}: set data.name: {other}"
+    if found := _misplaced(root):
+        cure = f"; {found}"
+    return DataError(f"{root}: no data set recognised in data.root; expected {', or '.join(expected)}{cure}")
+
+
+def _misplaced(root: Path) -> str:
+    """What to do where a data set lies a little elsewhere; "" where none is seen."""
     inside = root.parent if root.name == "train" else next((path.parent for path in sorted(root.glob("*/train"))), None)
     if inside and folders.find_folders(inside):
-        cure = f"; class folders lie in {inside / 'train'}: set data.root: {inside}"
-    return DataError(f"{root}: no data set recognised in data.root; expected {', or '.join(expected)}{cure}")
+        return f"class folders lie in {inside / 'train'}: set data.root: {inside}"
+    if root.name == "train" and parquet.find_parquet(root.parent, ("label",)):
+        return f"the files of a training set lie here: set data.root: {root.parent}"
+    inside = next((path for path in subfolders(root) if path.name.lower() in ("train", "training")), None)
+    if inside and inside.name == "train":
+        return f"{inside} holds {count_images(inside)} image(s) and no class folders, so they have no labels"
+    if inside:
+        return f"rename {inside.name} to train"
+    if sum(map(holds_images, subfolders(root))) > 1:
+        return f"class folders lie in {root} itself: move them into {root / 'train'}"
+    return ""
 
 
 def _files_of(name: str) -> str:

@@ -102,6 +102,8 @@ def remember(
 def key_of(config: DataConfig, states: Iterable[FileState]) -> str | None:
     """Hash of all that decides the arrays (16 hexadecimal digits); None without files to tell them by."""
     told = {name: value for name, value in dataclasses.asdict(config).items() if name not in ELSEWHERE}
+    if told["classes"] is None:
+        del told["classes"]  # keys are older than this field
     # Pillow decodes and resizes, numpy draws splits and artefacts.
     digest = hashlib.sha256(json.dumps([FORMAT, version("pillow"), np.__version__, told], sort_keys=True).encode())
     found = list(states)

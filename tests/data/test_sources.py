@@ -532,7 +532,7 @@ def test_an_image_of_a_format_that_is_not_read_is_named(tmp_path):
     root = write_folders(tmp_path)
     file = root / "train" / "dog" / "2.png"
     file.write_bytes(encode(pixels(0), "TGA"))
-    fault(folder_config(root), file, "no WEBP, PNG, JPEG, BMP, GIF, TIFF, JPEG2000, PPM, AVIF image")
+    fault(folder_config(root), file, "no WEBP, PNG, JPEG, BMP, DIB, GIF, TIFF, JPEG2000, PPM, AVIF image")
 
 
 def test_an_unreadable_image_is_named(tmp_path):

@@ -1,0 +1,144 @@
+"""The order of the classes: it gives each its number, and so says which output of a network stands for which."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hksd.data.raw import FileState, RawSet, Source, some, states_of
+from hksd.errors import DataError, nearest
+from hksd.files import expanded
+
+KEY = "data.classes"
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form: macOS writes an accented letter as two characters, other systems as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes in the order that numbers them.
+
+    Where all are whole numbers they stand by value, since then they mostly are the labels that a teacher from elsewhere
+    was trained with; 2 would come after 10 otherwise. All others stand as texts, as torchvision's ImageFolder has
+    them, for the same reason: also ``class2`` after ``class10``.
+    """
+    names = list(names)
+    if all(re.fullmatch("[0-9]+", name) for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def ordered(source: Source, classes: tuple[str, ...] | str) -> Source:
+    """`source` with the classes in the order that `data.classes` gives.
+
+    Labels without names (``RawSet.named``) get these names in this order; named classes must be the same ones.
+
+    Args:
+        source: a recognised data set.
+        classes: names in order, or a file of them (see `read_names`).
+
+    Raises:
+        DataError: on reading, when the names are not those of the data.
+    """
+    file = expanded(classes, KEY) if isinstance(classes, str) else None
+    names = read_names(file) if file else tuple(map(composed, classes))
+    told = str(file) if file else KEY
+    opened: list[tuple[str, ...]] = []
+
+    def train() -> RawSet:
+        raw = source.train()
+        opened[:] = [raw.classes]
+        return _renumbered(raw, names, told)
+
+    def test(_: tuple[str, ...]) -> RawSet:
+        own = opened[0] if opened else source.train().classes
+        return _renumbered(source.test(own), names, told)
+
+    def state() -> Iterator[FileState]:
+        found = list(source.state())
+        return iter([*found, *states_of([file])] if found and file else found)
+
+    return dataclasses.replace(source, train=train, test=test, state=state)
+
+
+def _renumbered(raw: RawSet, names: tuple[str, ...], told: str) -> RawSet:
+    if not raw.named and set(raw.classes) != set(names):
+        if len(raw.classes) != len(names):
+            raise DataError(
+                f"{told}: {len(names)} names ({some(names)}), but the labels in {raw.where} reach from 0 to "
+                f"{len(raw.classes) - 1}; give a name for each"
+            )
+        return dataclasses.replace(raw, classes=names, named=True)
+    own = tuple(map(composed, raw.classes))
+    if set(own) != set(names):
+        raise DataError(_difference(names, own, told, raw.where))
+    numbers = np.array([names.index(name) for name in own], np.int64)
+    return dataclasses.replace(raw, classes=names, labels=numbers[raw.labels])
+
+
+def _difference(names: Sequence[str], own: Sequence[str], told: str, where: str) -> str:
+    extra = [name for name in names if name not in own]
+    missing = [name for name in own if name not in names]
+    said = []
+    if extra:
+        said.append(f"no such class in the data: {some(extra)}{nearest(extra[0], missing or own)}")
+    if missing:
+        said.append(f"not named: {some(missing)}")
+    return (
+        f"{told}: not the classes of {where}: {'; '.join(said)} ({told}: {some(names)}; the data: {some(own)}); "
+        "name every class of the data once"
+    )
+
+
+def read_names(file: Path) -> tuple[str, ...]:
+    """Read the names of the classes, in order.
+
+    Args:
+        file: a text with one name a line; or, with the suffix .json, a list of names, or which name has which number,
+            as ``{"cat": 0}`` or ``{"0": "cat"}``.
+
+    Raises:
+        DataError: it cannot be read, or has another form, a name twice, or none.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        found = _of_json(json.loads(text)) if file.suffix.lower() == ".json" else text.splitlines()
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise DataError(
+            f"{file}: {KEY} cannot be read ({reason}); give one name a line, or in a .json file a list of names"
+        ) from error
+    names = tuple(composed(name.strip()) for name in found if name.strip())
+    if fault := name_fault(names):
+        raise DataError(f"{file}: {fault}")
+    return names
+
+
+def _of_json(tree: Any) -> list[str]:
+    if isinstance(tree, dict):
+        if all(isinstance(name, str) for name in tree.values()):
+            tree = {name: int(number) for number, name in tree.items()}
+        if {str(number) for number in tree.values()} != set(map(str, range(len(tree)))):
+            raise ValueError("its numbers are not 0 to C-1")
+        tree = sorted(tree, key=tree.__getitem__)
+    if not isinstance(tree, list) or not all(isinstance(name, str) for name in tree):
+        raise ValueError("no list of texts")
+    return tree
+
+
+def name_fault(names: Sequence[str]) -> str:
+    """What is wrong with the names of the classes by themselves; "" for nothing."""
+    twice = [name for name, count in Counter(map(composed, names)).items() if count > 1]
+    if twice:
+        return f"'{twice[0]}' stands there twice; name every class once"
+    return "" if names else "no names of classes"
