@@ -14,7 +14,8 @@ from torch import nn
 
 from hksd.attention import AttentionSpec
 from hksd.cache import made_once, sha256_of
-from hksd.config.run import RunConfig, TeacherConfig, canonical, content_hash
+from hksd.config.networks import TeacherConfig
+from hksd.config.run import RunConfig, canonical, content_hash
 from hksd.data import DataSet
 from hksd.errors import UserError
 from hksd.files import write_atomically

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from hksd import models
 from hksd.attention import HierarchicalAttention
-from hksd.config.run import RunConfig, TeacherConfig, Terms
+from hksd.config.networks import TeacherConfig
+from hksd.config.run import RunConfig, Terms
 from hksd.config.train import TrainConfig
 from hksd.data import DataSet
 from hksd.data.augment import Batches, batches_of

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hksd import data as datasets
-from hksd.config.run import RunConfig, StudentConfig
+from hksd.config.networks import StudentConfig
+from hksd.config.run import RunConfig
 from hksd.data import DataSet
 from hksd.errors import RunError, Stopped, UserError
 from hksd_search.backend import connect, guards, target

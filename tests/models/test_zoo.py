@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from hksd import models
-from hksd.config.run import StudentConfig, from_tree
+from hksd.config.networks import StudentConfig
+from hksd.config.run import from_tree
 from hksd.data import DataSet, Split
 from hksd.deploy.export import export
 from hksd.errors import ConfigError, UserError

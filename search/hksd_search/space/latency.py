@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hksd.cache import LockError, made_once
-from hksd.config.run import StudentConfig, TeacherConfig, dump
+from hksd.config.networks import StudentConfig, TeacherConfig
+from hksd.config.run import dump
 from hksd.deploy import latency
 from hksd.deploy.latency import Latency
 from hksd.errors import RunError, UserError
