@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from hksd.device.precision import PrecisionName
+from hksd.errors import describe
 from hksd.models import NetworkSpec, check_settings
 from hksd.models import check_name as check_model
 from hksd.schema import LAST_SEED, Section
 
+Preprocess = Literal["own", "none", "imagenet"]
 ModelName = Annotated[str, AfterValidator(check_model)]
 ModulePath = Annotated[str, Field(min_length=1)]
+
+
+def _class_names(value: Any) -> Any:
+    """Names of classes as a tuple of texts (a number is its digits), or the name of a file."""
+    if value is None or (isinstance(value, str) and value):
+        return value
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"must be a list of the names of all classes, or a file of them (got {describe(value)})")
+    wrong = [name for name in value if isinstance(name, bool) or not isinstance(name, (str, int)) or name == ""]
+    if wrong:
+        raise ValueError(f"must be a list of texts (got {describe(wrong[0])} in it); put such a name in quotes")
+    return tuple(map(str, value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +99,30 @@ class TeacherConfig(NetworkConfig):
         "auto"
     )
     min_accuracy: Annotated[float, Field(ge=0, le=1, description="stop when its validation accuracy is lower")] = 0.0
+    expected_accuracy: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="known accuracy of a loaded one: stop far below; 0 takes it as it is"),
+    ] = None
+    preprocess: Annotated[
+        Preprocess,
+        Field(
+            description="how a loaded one wants its pixels: by its own mean and std (where not given, those of the "
+            "data), plain 0..1, or ImageNet's"
+        ),
+    ] = "own"
+    mean: Annotated[tuple[float, ...], Field(description="its mean per channel, on the 0..1 scale; with std")] = ()
+    std: Annotated[tuple[float, ...], Field(description="its standard deviation per channel, on the 0..1 scale")] = ()
+    channels: Annotated[
+        Literal["rgb", "bgr"], Field(description="order of colours that a loaded one wants; bgr: OpenCV's, Caffe's")
+    ] = "rgb"
+    image_size: Annotated[
+        int | None, Field(ge=4, description="pixels that images are resized to for a loaded one; default the data's")
+    ] = None
+    classes: Annotated[
+        tuple[str, ...] | str | None,
+        BeforeValidator(_class_names),
+        Field(description="names of a loaded one's classes in the order of its outputs, or a file of them"),
+    ] = None
     attention: Annotated[AttentionTraining, Field(description="its attention estimators")] = field(
         default_factory=AttentionTraining
     )
@@ -93,8 +131,9 @@ class TeacherConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attention.mode == "joint" and (self.checkpoint or self.pretrained):
+        if self.attention.mode == "joint" and self.loaded:
             raise ValueError("attention.mode joint trains the teacher here; leave checkpoint and pretrained out")
+        self._check_inputs()
         if not self.pretrained:
             return
         check_settings(self.model, width=self.width, pretrained=True)
@@ -102,10 +141,48 @@ class TeacherConfig(NetworkConfig):
             if value is not None:
                 raise ValueError(f"pretrained takes the published weights as they are; leave {key} out")
 
+    def _check_inputs(self) -> None:
+        """Whether what a loaded teacher wants of its images makes sense."""
+        given = [key for key in self._of_a_loaded_one() if key not in self._at_default()]
+        if given and not self.loaded:
+            raise ValueError(
+                f"{given[0]} is for a teacher that was trained elsewhere (checkpoint or pretrained); one that is "
+                f"trained here sees the images as the student does: leave {given[0]} out"
+            )
+        if bool(self.mean) != bool(self.std):
+            raise ValueError("mean and std go together: give both, one number for each channel")
+        if self.mean and self.preprocess != "own":
+            raise ValueError(f"preprocess {self.preprocess} says what mean and std say; leave one of them out")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} number(s) and std {len(self.std)}; give one for each channel")
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            wrong = [value for value in values if not 0 <= value <= 1 or (key == "std" and value == 0)]
+            if wrong:
+                raise ValueError(f"{key} is on the 0..1 scale (got {wrong[0]:g}); divide what is for 0..255 by 255")
+
+    @property
+    def loaded(self) -> bool:
+        """Whether its weights come from elsewhere."""
+        return self.checkpoint is not None or self.pretrained
+
+    @staticmethod
+    def _of_a_loaded_one() -> tuple[str, ...]:
+        return ("preprocess", "mean", "std", "channels", "image_size", "classes", "expected_accuracy")
+
+    def _at_default(self) -> frozenset[str]:
+        """The keys of a loaded teacher that are not set."""
+        defaults = {knob.name: knob.default for knob in dataclasses.fields(self)}
+        return frozenset(key for key in self._of_a_loaded_one() if getattr(self, key) == defaults[key])
+
     def dead_knobs(self) -> frozenset[str]:
-        """A loaded teacher is not trained; a demand on it does not change it."""
+        """A loaded teacher is not trained; a demand on it does not change it; what is not asked of images neither."""
         trained = {"epochs", "batch_size", "lr", "weight_decay"}
-        return frozenset({"min_accuracy", *(trained if self.checkpoint or self.pretrained else ())})
+        demands = {"min_accuracy", "expected_accuracy"}
+        return frozenset({*demands, *self._at_default(), *(trained if self.loaded else ())})
+
+    def spec(self) -> NetworkSpec:
+        """See `NetworkConfig.spec`."""
+        return dataclasses.replace(super().spec(), image_size=self.image_size)
 
     def as_student(self) -> StudentConfig:
         """The same network as a student, which is how it is trained."""

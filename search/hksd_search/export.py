@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hksd import data as datasets
 from hksd import models
@@ -13,15 +17,32 @@ from hksd.data import DataSet, store
 from hksd.deploy import export as core
 from hksd.errors import UserError
 from hksd.fit import WEIGHTS_FILE
-from hksd.models import weights
+from hksd.models import classes, weights
+from hksd.teacher.teacher import FAMILIAR
 from hksd_search.study.reading import EXPORT_FOLDER, SearchFolder, counts
 from hksd_search.study.records import trial_folder
 
+log = logging.getLogger(__name__)
+
 
 def load_student(config: RunConfig, data: DataSet, file: Path) -> tuple[Any, dict[str, str]]:
-    """Build the student of `config` with the weights in `file`; returns it with the metadata of the file."""
+    """Build the student of `config` with the weights in `file`; returns it with the metadata of the file.
+
+    Where the file names the classes of the data in another order, the student is brought into that of the data.
+
+    Raises:
+        UserError: the weights do not fit, or are of other classes.
+    """
     student = models.make(config.student.spec(), **data.image_shape)
-    return student.eval(), weights.load_into(student, file)
+    metadata = weights.load_into(student.eval(), file)
+    order = classes.order_of(classes.classes_of(metadata), data.classes, str(file))
+    if order is not None:
+        size = data.image_size
+        images = torch.randn(4, data.channels, size, size, generator=torch.Generator().manual_seed(0))
+        classes.rearrange(student, order, images, str(file))
+        metadata["classes"] = json.dumps(data.classes)
+        log.warning("%s: %s", file, classes.MOVED)
+    return student, metadata
 
 
 def export_trial(
@@ -62,6 +83,8 @@ def export_trial(
             "The arms began with the largest student within the limits and the middle of every range"
             + (", and then had as many draws each as the search itself." if tuned else "; they were not tuned.")
         )
+    if search.facts.get("teacher", {}).get("familiar"):
+        notes.append(f"The teacher was loaded: {FAMILIAR}.")
     if verdict := search.verdict():
         notes.append(verdict[0].upper() + verdict[1:] + ".")
     if chosen.arm:
