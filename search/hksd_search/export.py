@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from hksd.deploy import export as core
 from hksd.errors import UserError
 from hksd.fit import WEIGHTS_FILE
 from hksd.models import classes, weights
+from hksd.teacher.inputs import trained_on
 from hksd.teacher.teacher import FAMILIAR
 from hksd_search.study.reading import EXPORT_FOLDER, SearchFolder, counts
 from hksd_search.study.records import trial_folder
@@ -43,6 +45,18 @@ def load_student(config: RunConfig, data: DataSet, file: Path) -> tuple[Any, dic
         metadata["classes"] = json.dumps(data.classes)
         log.warning("%s: %s", file, classes.MOVED)
     return student, metadata
+
+
+def as_trained(data: DataSet, metadata: Mapping[str, str]) -> DataSet:
+    """`data`, normalised as the images were that a student learned from, by the header of its weights file.
+
+    The statistics of other images, or of a part of them, are others; a student goes on seeing pixels as it learned to.
+    """
+    known = trained_on(metadata)
+    if known is None or len(known.mean) != data.channels or (known.mean, known.std) == (data.mean, data.std):
+        return data
+    log.warning("images are normalised as in the training of the student, not by the statistics of these ones")
+    return dataclasses.replace(data, mean=known.mean, std=known.std)
 
 
 def export_trial(
@@ -74,6 +88,7 @@ def export_trial(
     config = from_tree(chosen.config)
     data = data or datasets.load(config.data, search.folder.parent / store.FOLDER)
     student, metadata = load_student(config, data, trial_folder(search.folder, chosen.number) / WEIGHTS_FILE)
+    data = as_trained(data, metadata)
     tally = ", ".join(f"{count} {status}" for status, count in counts(search.records).items() if count)
     origin = f"Trial {chosen.number} of the search `{search.name}` (trials: {tally})."
     notes = []
@@ -83,10 +98,10 @@ def export_trial(
             "The arms began with the largest student within the limits and the middle of every range"
             + (", and then had as many draws each as the search itself." if tuned else "; they were not tuned.")
         )
-    if search.facts.get("teacher", {}).get("familiar"):
-        notes.append(f"The teacher was loaded: {FAMILIAR}.")
     if verdict := search.verdict():
         notes.append(verdict[0].upper() + verdict[1:] + ".")
+    elif search.facts.get("teacher", {}).get("familiar"):
+        notes.append(f"The teacher was loaded: {FAMILIAR}.")
     if chosen.arm:
         notes.append(f'This student is the arm "{chosen.arm}": no drawn trial was better.')
     if "latency_ms" in chosen.costs and "latency" in search.facts:

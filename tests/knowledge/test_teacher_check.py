@@ -28,7 +28,7 @@ from hksd.run.evaluate import kind_of
 from hksd.teacher.check import at_most
 from hksd.teacher.prepare import prepare
 from hksd.teacher.repairs import at_least, reordered
-from hksd_search.export import load_student
+from hksd_search.export import as_trained, load_student
 
 Make = Callable[..., Any]
 NUMBERS = itertools.count()
@@ -322,6 +322,19 @@ def test_a_student_is_read_back_with_its_classes_in_the_order_of_the_data(
     assert "matched by their names" in caplog.text
     with pytest.raises(UserError, match="not those of the data"):
         load_student(config, replace(known, classes=("zero", *names[1:])), tmp_path / "student.safetensors")
+
+
+def test_a_student_sees_other_images_on_the_scale_that_it_learned_from(
+    digits: DataSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    header = {"mean": json.dumps(digits.mean), "std": json.dumps(digits.std), "image_size": "8"}
+    for same in ({}, header, {**header, "mean": "[0, 0, 0]"}, {**header, "mean": "x"}):
+        assert as_trained(digits, same) is digits
+    assert caplog.text == ""
+    other = replace(digits, mean=(0.9,), std=(0.1,))
+    found = as_trained(other, header)
+    assert (found.mean, found.std) == (digits.mean, digits.std)
+    assert "as in the training of the student" in caplog.text
 
 
 def test_a_classifier_whose_rows_are_not_the_logits_is_not_moved(run: Make, shades: DataSet, module: str) -> None:
