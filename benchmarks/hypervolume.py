@@ -28,7 +28,8 @@ import common
 import curves
 from scipy.stats import ttest_rel
 
-from hksd.config.run import StudentConfig, config_hash, from_tree
+from hksd.config.networks import StudentConfig
+from hksd.config.run import config_hash, from_tree
 from hksd.data import load
 from hksd.schema import build
 from hksd_search.ledger import Ledger

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from hksd import models
-from hksd.config.run import StudentConfig
+from hksd.config.networks import StudentConfig
 from hksd.device import memory
 from hksd.kernels import native
 from hksd.models.size import size_of

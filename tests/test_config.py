@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
+from hksd.class_names import name_fault
 from hksd.config.changes import Values
 from hksd.config.run import (
     DataConfig,
@@ -30,7 +31,6 @@ from hksd.config.run import (
     from_tree,
     load,
 )
-from hksd.data.classes import name_fault
 from hksd.errors import ConfigError, UserError, key_path
 from hksd.models import MODELS
 from hksd.schema import Section
@@ -129,8 +129,16 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         if network.get("pretrained"):  # only of torchvision's networks, as they are
             network["pretrained"] = entry.by_path
             network.update({"checkpoint": None, "descriptor_dim": None, "width": 1.0} if entry.by_path else {})
-    if tree["teacher"].get("attention", {}).get("mode") == "joint":
-        tree["teacher"].update({"checkpoint": None, "pretrained": False})
+    teacher = tree["teacher"]
+    if teacher.get("attention", {}).get("mode") == "joint":
+        teacher.update({"checkpoint": None, "pretrained": False})
+    channels = draw(st.integers(1, 3))
+    teacher |= {key: [draw(st.floats(0.01, 1)) for _ in range(channels)] for key in ("mean", "std") if key in teacher}
+    if not {"mean", "std"} <= teacher.keys() or teacher.get("preprocess", "own") != "own":
+        teacher |= {"mean": [], "std": []}
+    if not teacher.get("checkpoint") and not teacher.get("pretrained"):
+        for key in ("preprocess", "mean", "std", "channels", "image_size", "classes", "expected_accuracy"):
+            teacher.pop(key, None)
     tree["terms"].setdefault("ce", {})["weight"] = draw(st.floats(0.1, 10))
     if tree["terms"].get("adversarial", {}).get("input") == "descriptor":
         tree["terms"].setdefault("squeeze", {})["weight"] = 1.0
@@ -497,6 +505,11 @@ SAME: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("root of the data", {"data": {"root": "here"}}, {"data": {"root": "there", "download": True}}),
     ("demand on the teacher", {"terms": ALL_TERMS}, {"terms": ALL_TERMS, "teacher": {"min_accuracy": 0.9}}),
     (
+        "expectation of a loaded teacher",
+        {"terms": ALL_TERMS, "teacher": {"checkpoint": "x"}},
+        {"terms": ALL_TERMS, "teacher": {"checkpoint": "x", "expected_accuracy": 0.9}},
+    ),
+    (
         "training of a loaded teacher",
         {"terms": ALL_TERMS, "teacher": {"checkpoint": "x"}},
         {"terms": ALL_TERMS, "teacher": {"checkpoint": "x", "epochs": 77, "lr": 1, "batch_size": 1, "weight_decay": 0}},
@@ -575,6 +588,20 @@ OTHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         "published weights",
         {"terms": {"kd": {}}, "teacher": {"model": "resnet18", "width": 1}},
         {"terms": {"kd": {}}, "teacher": {"model": "resnet18", "width": 1, "pretrained": True}},
+    ),
+    *(
+        (
+            f"{key} of a loaded teacher",
+            {"terms": {"kd": {}}, "teacher": {"checkpoint": "x"}},
+            {"terms": {"kd": {}}, "teacher": {"checkpoint": "x", key: value, **more}},
+        )
+        for key, value, more in (
+            ("preprocess", "none", {}),
+            ("mean", [0.5], {"std": [0.5]}),
+            ("channels", "bgr", {}),
+            ("image_size", 64, {}),
+            ("classes", ["b", "a"], {}),
+        )
     ),
     ("split", {}, {"data": {"seed": 1}}),
     ("crop", {}, {"data": {"crop": 0}}),

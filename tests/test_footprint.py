@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hksd import models
-from hksd.config.run import StudentConfig
+from hksd.config.networks import StudentConfig
 from hksd.models.footprint import Activations, weight_bytes
 from hksd.models.size import size_of
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hksd import models
-from hksd.config.run import StudentConfig, TeacherConfig
+from hksd.config.networks import StudentConfig, TeacherConfig
 from hksd.models import MODELS
 from hksd.models.size import size_of
 from hksd.models.taps import TappedNet

@@ -383,7 +383,7 @@ def test_a_file_with_other_content_under_the_same_name_is_another_teacher(
 ) -> None:
     path = tmp_path / "teacher.safetensors"
     shutil.copy(files / "teacher.safetensors", path)
-    config = make_config(terms={"kd": {}}, teacher={"checkpoint": str(path)})
+    config = make_config(terms={"kd": {}}, teacher={"checkpoint": str(path), "expected_accuracy": 0})
     first = prepare(config, digits, cache_dir=tmp_path / "cache")
     torch.manual_seed(9)
     weights.save(path, models.build("resnet8", in_channels=1, classes=10, width=0.25, image_size=8), {})

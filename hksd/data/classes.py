@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from hksd.class_names import composed, read_names
 from hksd.data.raw import FileState, RawSet, Source, some, states_of
 from hksd.errors import DataError, nearest
 from hksd.files import expanded
 
 KEY = "data.classes"
-
-
-def composed(name: str) -> str:
-    """A name in Unicode's composed form: macOS writes an accented letter as two characters, other systems as one."""
-    return unicodedata.normalize("NFC", name)
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -45,13 +36,13 @@ def ordered(source: Source, classes: tuple[str, ...] | str) -> Source:
 
     Args:
         source: a recognised data set.
-        classes: names in order, or a file of them (see `read_names`).
+        classes: names in order, or a file of them (see `hksd.class_names.read_names`).
 
     Raises:
         DataError: on reading, when the names are not those of the data.
     """
     file = expanded(classes, KEY) if isinstance(classes, str) else None
-    names = read_names(file) if file else tuple(map(composed, classes))
+    names = read_names(file, KEY) if file else tuple(map(composed, classes))
     told = str(file) if file else KEY
     opened: list[tuple[str, ...]] = []
 
@@ -98,47 +89,3 @@ def _difference(names: Sequence[str], own: Sequence[str], told: str, where: str)
         f"{told}: not the classes of {where}: {'; '.join(said)} ({told}: {some(names)}; the data: {some(own)}); "
         "name every class of the data once"
     )
-
-
-def read_names(file: Path) -> tuple[str, ...]:
-    """Read the names of the classes, in order.
-
-    Args:
-        file: a text with one name a line; or, with the suffix .json, a list of names, or which name has which number,
-            as ``{"cat": 0}`` or ``{"0": "cat"}``.
-
-    Raises:
-        DataError: it cannot be read, or has another form, a name twice, or none.
-    """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        found = _of_json(json.loads(text)) if file.suffix.lower() == ".json" else text.splitlines()
-    except (OSError, ValueError, RecursionError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise DataError(
-            f"{file}: {KEY} cannot be read ({reason}); give one name a line, or in a .json file a list of names"
-        ) from error
-    names = tuple(composed(name.strip()) for name in found if name.strip())
-    if fault := name_fault(names):
-        raise DataError(f"{file}: {fault}")
-    return names
-
-
-def _of_json(tree: Any) -> list[str]:
-    if isinstance(tree, dict):
-        if all(isinstance(name, str) for name in tree.values()):
-            tree = {name: int(number) for number, name in tree.items()}
-        if {str(number) for number in tree.values()} != set(map(str, range(len(tree)))):
-            raise ValueError("its numbers are not 0 to C-1")
-        tree = sorted(tree, key=tree.__getitem__)
-    if not isinstance(tree, list) or not all(isinstance(name, str) for name in tree):
-        raise ValueError("no list of texts")
-    return tree
-
-
-def name_fault(names: Sequence[str]) -> str:
-    """What is wrong with the names of the classes by themselves; "" for nothing."""
-    twice = [name for name, count in Counter(map(composed, names)).items() if count > 1]
-    if twice:
-        return f"'{twice[0]}' stands there twice; name every class once"
-    return "" if names else "no names of classes"

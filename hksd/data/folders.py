@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hksd.data.classes import composed
+from hksd.class_names import composed
 from hksd.data.files import Files
 from hksd.data.raw import SUFFIXES, TEST_NAMES, FileState, Pictures, RawSet, Source, first_labelled, open_file, some
 from hksd.data.splits import Rows

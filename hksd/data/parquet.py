@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hksd.data.classes import composed
+from hksd.class_names import composed
 from hksd.data.raw import TEST_NAMES, Pictures, RawSet, Source, first_labelled, open_picture, some, states_of
 from hksd.data.shards import KEEP_ONE, configurations, shards
 from hksd.data.splits import Rows

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
-from hksd.data.classes import name_fault
+from hksd.class_names import ClassNames
 from hksd.errors import UserError, describe
 from hksd.files import expanded
 from hksd.schema import LAST_SEED, Section
@@ -26,21 +26,6 @@ def _possible(root: str | None) -> str | None:
     except UserError as error:
         raise ValueError(str(error).removeprefix(": ")) from error
     return root
-
-
-def _class_names(value: Any) -> Any:
-    """Names of classes as a tuple of texts (a number is its digits), or the name of a file."""
-    if value is None or (isinstance(value, str) and value):
-        return value
-    if not isinstance(value, (list, tuple)):
-        raise ValueError(f"must be a list of the names of all classes, or a file of them (got {describe(value)})")
-    wrong = [name for name in value if isinstance(name, bool) or not isinstance(name, (str, int)) or name == ""]
-    if wrong:
-        raise ValueError(f"must be a list of texts (got {describe(wrong[0])} in it); put such a name in quotes")
-    names = tuple(map(str, value))
-    if fault := name_fault(names):
-        raise ValueError(fault)
-    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +52,7 @@ class DataConfig(Section):
         str | None, AfterValidator(_possible), Field(description="where the files are; not needed for digits")
     ] = None
     classes: Annotated[
-        tuple[str, ...] | str | None,
-        BeforeValidator(_class_names),
+        ClassNames,
         Field(description="names of all classes in the order of their numbers, or a file of them; default sorted"),
     ] = None
     download: Annotated[

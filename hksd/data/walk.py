@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
-from hksd.data.classes import composed, in_order
+from hksd.class_names import composed
+from hksd.data.classes import in_order
 from hksd.data.passed import Tally, line, reasons
 from hksd.data.raw import SUFFIXES, some
 from hksd.errors import DataError

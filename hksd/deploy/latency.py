@@ -94,12 +94,13 @@ def untrained(spec: NetworkSpec, *, in_channels: int, classes: int, image_size: 
         torch.manual_seed(0)
         network = models.make(spec, in_channels=in_channels, classes=classes, image_size=image_size)
     program = Deployed(network, (0.5,) * in_channels, (0.25,) * in_channels).eval()
-    return onnx_export.to_onnx(program, torch.zeros(2, in_channels, image_size, image_size))
+    size = spec.size(image_size)
+    return onnx_export.to_onnx(program, torch.zeros(2, in_channels, size, size))
 
 
 def measure_untrained(spec: NetworkSpec, shape: Mapping[str, int], threads: int = 1, runs: int = 100) -> Latency:
     """Build an untrained network for images of `shape` (the keywords of `untrained`) and measure it."""
-    size = shape["image_size"]
+    size = spec.size(shape["image_size"])
     return measure(untrained(spec, **shape), (shape["in_channels"], size, size), threads, runs)
 
 

@@ -90,6 +90,7 @@ class NetworkSpec:
         descriptor: size of the global descriptor, or None.
         taps: module paths of the stages, for networks that are tapped by path; empty takes their usual ones.
         classifier: module path of the classifier, likewise; None takes the last linear layer.
+        image_size: height and width in pixels that it wants, where these are not those of the data.
         place: section it stands in, for messages.
     """
 
@@ -98,7 +99,12 @@ class NetworkSpec:
     descriptor: int | None = None
     taps: tuple[str, ...] = ()
     classifier: str | None = None
+    image_size: int | None = None
     place: str = ""
+
+    def size(self, image_size: int) -> int:
+        """Height and width in pixels of what it sees of images of `image_size` pixels."""
+        return self.image_size or image_size
 
 
 def check_name(name: str) -> str:
@@ -156,7 +162,7 @@ def make(spec: NetworkSpec, *, in_channels: int, classes: int, image_size: int) 
         UserError: it cannot be built for these images; begins with the key path.
     """
     arguments: dict[str, Any] = {"width": spec.width, "descriptor": spec.descriptor}
-    image: dict[str, Any] = {"in_channels": in_channels, "classes": classes, "image_size": image_size}
+    image: dict[str, Any] = {"in_channels": in_channels, "classes": classes, "image_size": spec.size(image_size)}
     own = user.is_user(check_name(spec.model))
     check_settings(spec.model, width=spec.width, taps=spec.taps, classifier=spec.classifier)
     prefix = f"{spec.place}." if spec.place else ""

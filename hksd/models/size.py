@@ -57,7 +57,8 @@ def grids_of(spec: NetworkSpec, *, in_channels: int, classes: int, image_size: i
 def _look(spec: NetworkSpec, in_channels: int, classes: int, image_size: int) -> tuple[Size, Grids]:
     network = models.sketch(spec, in_channels=in_channels, classes=classes, image_size=image_size).eval()
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    image = torch.zeros(1, in_channels, image_size, image_size, device=device)
+    pixels = spec.size(image_size)
+    image = torch.zeros(1, in_channels, pixels, pixels, device=device)
     activations = footprint.Activations((*network.parameters(), *network.buffers()))
     with torch.no_grad(), activations, FlopCounterMode(display=False) as counter:
         out = network.taps(image)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hksd.data.augment import Batch
+from hksd.errors import UserError
 
 CALIBRATION_BINS = 15
 
@@ -67,6 +69,45 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
 def agreement(first: Tensor, second: Tensor) -> float:
     """Share of images on which two classifiers, given by logits (N, C), answer alike."""
     return int((first.argmax(1) == second.argmax(1)).sum()) / len(first)
+
+
+FEWEST = 4  # rows; fewer may be alike by chance
+
+
+def kind_of(outputs: Tensor) -> Literal["logits", "probabilities", "log-probabilities", "shares"]:
+    """What a classifier gives, by its outputs (N, C) for some images: logits are never normalised.
+
+    "probabilities" lie between 0 and 1 and sum to 1 in every row, as after softmax; "log-probabilities" are their
+    logarithms; "shares" lie between 0 and 1 without such a sum, as after a sigmoid. A few rows tell nothing.
+    """
+    values, within = outputs.float(), 4e-3  # bfloat16 rounds a sum of 1 to 0.998
+    if len(values) < FEWEST:
+        return "logits"
+    if values.logsumexp(1).abs().max() < within and values.max() <= within:
+        return "log-probabilities"
+    if values.min() < 0 or values.max() > 1 + within:
+        return "logits"
+    return "probabilities" if (values.sum(1) - 1).abs().max() < within else "shares"
+
+
+NORMALISED = "gives probabilities (every row lies between 0 and 1 and sums to 1) in place of logits"
+
+
+def refuse_probabilities(outputs: Tensor, name: str) -> None:
+    """Refuse what is no input of a softmax.
+
+    Args:
+        outputs: of a network for some images, (N, C).
+        name: of the network.
+
+    Raises:
+        UserError: they are probabilities.
+    """
+    if kind_of(outputs) == "probabilities":
+        raise UserError(
+            f"{name} {NORMALISED}; softmax would be applied twice and flatten all differences: remove the softmax at "
+            "its end, so that it returns what its last layer gives, in train and in eval mode"
+        )
 
 
 EVALUATION_BATCH = 512

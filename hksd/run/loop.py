@@ -16,6 +16,7 @@ Resume rules, in order:
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ from hksd.device import memory, precision
 from hksd.device.device import isolated, resolve_device
 from hksd.errors import NonFiniteLossError, UserError
 from hksd.files import write_atomically
+from hksd.models import user
 from hksd.models.taps import Out, TappedNet
 from hksd.run import checkpoint, evaluate
 from hksd.run.evaluate import EVALUATION_BATCH
@@ -45,6 +47,8 @@ from hksd.terms.base import Setting
 
 CONFIG_FILE = "config.yaml"
 GPU_GUARD_STEPS = 25  # on a GPU the loss is looked at this often, since each look waits for the device
+
+log = logging.getLogger(__name__)
 
 
 class TeacherSource(Protocol):
@@ -101,6 +105,7 @@ class _Loop:
     ):
         self.config, self.data, self.teacher, self.device, self.out_dir = config, data, teacher, device, out_dir
         self.should_stop = should_stop
+        self.foreign = user.is_user(config.student.model)  # ours and torchvision's networks give logits
         self.student = models.make(config.student.spec(), **data.image_shape).to(device)
         asked, shape = config.train.precision, {"in_channels": data.channels, "image_size": data.image_size}
         self.precision = precision.suited(precision.resolve(asked, device), asked, self.student, **shape)
@@ -251,6 +256,13 @@ class _Loop:
             self.poll()
         means, speed = tally.means() | modes.scalars(), tally.images_per_s()
         logits, labels = evaluate.predict(self.student, self.validation.plain(EVALUATION_BATCH))
+        if self.foreign and epoch == 0 and evaluate.kind_of(logits) == "probabilities":
+            log.warning(
+                "%s %s in eval mode: its validation loss is wrong, and a student gives them where logits are expected; "
+                "let it return logits in both modes",
+                self.config.student.model,
+                evaluate.NORMALISED,
+            )
         if modes.robust and modes.robust.wanted(epoch, now.train.epochs):
             means["robust/val_accuracy"] = modes.robust.accuracy(self.student, self.validation, EVALUATION_BATCH)
         scores = evaluate.accuracy(logits, labels), F.cross_entropy(logits, labels).item()
@@ -264,6 +276,8 @@ class _Loop:
             group["lr"] = lr
         with self.precision.autocast():
             out, known = self.look(batch, progress)
+        if self.foreign and epoch == tally.steps == 0:
+            evaluate.refuse_probabilities(out.logits, self.config.student.model)
         with self.precision.autocast(fixed_weights=False):  # terms train their own parts here
             tally.add(self.objective.own_steps(out, known, batch.labels, progress))
             total, values = self.objective(out, known, batch.labels, progress)

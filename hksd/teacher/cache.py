@@ -14,10 +14,12 @@ from torch import nn
 
 from hksd.attention import AttentionSpec
 from hksd.cache import made_once, sha256_of
-from hksd.config.run import RunConfig, TeacherConfig, canonical, content_hash
+from hksd.class_names import read_names
+from hksd.config.networks import TeacherConfig
+from hksd.config.run import RunConfig, canonical, content_hash
 from hksd.data import DataSet
 from hksd.errors import UserError
-from hksd.files import write_atomically
+from hksd.files import expanded, write_atomically
 from hksd.models import user, weights, zoo
 from hksd.terms.squeeze import SqueezeConfig
 
@@ -43,6 +45,7 @@ def key_of(config: RunConfig, settings: TeacherConfig, data: DataSet) -> str:
             "data": data.fingerprint,
             "views": config.data.views(),
             "weights": weights_id(settings),
+            **({"classes": names} if (names := class_names(settings)) else {}),
             **({"joint": dataclasses.asdict(spec)} if spec is not None and joint else {}),
             **({"code": user.source_hash(settings.model)} if user.is_user(settings.model) else {}),
         }
@@ -52,6 +55,16 @@ def key_of(config: RunConfig, settings: TeacherConfig, data: DataSet) -> str:
 def attention_name(spec: AttentionSpec, settings: TeacherConfig) -> str:
     """Stem of the files of the estimators, in the folder of their teacher."""
     return "attention-" + content_hash([dataclasses.asdict(spec), canonical(settings.attention)])
+
+
+def class_names(settings: TeacherConfig) -> tuple[str, ...]:
+    """Names of a loaded teacher's classes in the order of its outputs, as `teacher.classes` gives them; () for none.
+
+    Raises:
+        UserError: its file cannot be read.
+    """
+    given, key = settings.classes, f"{settings.place}.classes"
+    return read_names(expanded(given, key), key) if isinstance(given, str) else given or ()
 
 
 def weights_id(settings: TeacherConfig) -> str | None:
@@ -72,9 +85,16 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def remembered(
-    folder: Path | None, name: str, empty: Callable[[], M], make: Callable[[], tuple[M, dict[str, Any]]]
+    folder: Path | None,
+    name: str,
+    empty: Callable[[], M],
+    make: Callable[[], tuple[M, dict[str, Any]]],
+    known: frozenset[str] = frozenset(),
 ) -> tuple[M, dict[str, Any], bool]:
-    """Read a module and its facts from the cache, or make and store them; one process makes, others wait."""
+    """Read a module and its facts from the cache, or make and store them; one process makes, others wait.
+
+    Facts without what must be `known` are those of an earlier version, which did not look; the module is made again.
+    """
     if folder is None:
         module, facts = make()
         return module, facts, False
@@ -88,13 +108,13 @@ def remembered(
         return module, facts
 
     try:
-        found, recalled = made_once(folder / f"{name}.lock", lambda: _recall(folder, name, empty), make_and_keep)
+        found, recalled = made_once(folder / f"{name}.lock", lambda: _recall(folder, name, empty, known), make_and_keep)
         return (*found, recalled)
     except OSError as error:
         raise UserError(f"{folder}: the teacher cache cannot be written: {error.strerror or error}") from error
 
 
-def _recall(folder: Path, name: str, empty: Callable[[], M]) -> tuple[M, dict[str, Any]] | None:
+def _recall(folder: Path, name: str, empty: Callable[[], M], known: frozenset[str]) -> tuple[M, dict[str, Any]] | None:
     facts_file, weights_file = folder / f"{name}.json", folder / f"{name}.safetensors"
     if not facts_file.exists():
         return None
@@ -107,4 +127,4 @@ def _recall(folder: Path, name: str, empty: Callable[[], M]) -> tuple[M, dict[st
     except (UserError, ValueError, KeyError, TypeError, OSError) as error:
         log.warning("%s: cached teacher is damaged (%s) and is made again", weights_file, error)
         return None
-    return module, facts
+    return (module, facts) if known <= facts.keys() else None

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hksd.attention import LEVELS, AttentionSpec, HierarchicalAttention, join
-from hksd.config.run import TeacherConfig
+from hksd.config.networks import TeacherConfig
 from hksd.config.train import TrainConfig, learning_rate
 from hksd.data.augment import Batches
 from hksd.device.precision import Precision

@@ -8,6 +8,8 @@ bytes of its file.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,22 +20,29 @@ from torch import Tensor
 
 from hksd import models
 from hksd.attention import HierarchicalAttention
-from hksd.config.run import RunConfig, TeacherConfig, Terms
+from hksd.config.networks import TeacherConfig
+from hksd.config.run import RunConfig, Terms
 from hksd.config.train import TrainConfig
-from hksd.data import DataSet
+from hksd.data import IMAGENET_MEAN, IMAGENET_STD, DataSet
 from hksd.data.augment import Batches, batches_of
 from hksd.device import memory, precision
 from hksd.device.device import isolated, resolve_device
 from hksd.errors import RunError, UserError
-from hksd.models import weights, zoo
+from hksd.models import user, weights, zoo
+from hksd.models.classes import MOVED, classes_of, order_of, rearrange
 from hksd.models.taps import TappedNet
 from hksd.run import loop
 from hksd.run.evaluate import EVALUATION_BATCH, accuracy, predict
-from hksd.teacher import estimators
-from hksd.teacher.cache import attention_name, key_of, remembered, spec_of
+from hksd.teacher import check, estimators
+from hksd.teacher.cache import attention_name, class_names, key_of, remembered, spec_of
 from hksd.teacher.estimators import Progress
+from hksd.teacher.inputs import Inputs, fitted, inputs_of, trained_on
+from hksd.teacher.repairs import Some, some_of
 from hksd.teacher.teacher import Teacher
 from hksd.terms.ce import CrossEntropyConfig
+
+LOOKED = frozenset({"familiar", "tried"})  # what the facts of a loaded teacher tell since it is checked
+log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -48,7 +57,8 @@ def prepare(
         on_progress: called after every epoch of training.
 
     Raises:
-        UserError: no teacher section; a checkpoint that cannot be read or does not fit.
+        UserError: no teacher section; a checkpoint that cannot be read or does not fit; a teacher that gives
+            probabilities, or a loaded one that knows no more than chance (see `hksd.teacher.check`).
         RunError: the teacher is less accurate than `teacher.min_accuracy`.
     """
     settings = config.teacher
@@ -84,7 +94,8 @@ class _Stage:
 
     def teacher(self) -> Teacher:
         """Make or load both parts and freeze them; see `prepare`."""
-        network, facts, cached = remembered(self.folder, "teacher", self._empty, self._network)
+        known = LOOKED if self.settings.loaded else frozenset[str]()
+        network, facts, cached = remembered(self.folder, "teacher", self._empty, self._network, known)
         network.to(self.device).eval().requires_grad_(False)
         memory.lay_out(network, torch.channels_last)
         if facts["accuracy"] < self.settings.min_accuracy:
@@ -93,8 +104,12 @@ class _Stage:
                 f"below teacher.min_accuracy {self.settings.min_accuracy:.2%}: "
                 "train it longer, take another, or lower the demand"
             )
+        told = facts.get("familiar", False), self._judged(facts)
+        if not cached:
+            for remark in told[1]:
+                log.warning("%s", remark)
         if self.spec is None:
-            return Teacher(network, None, facts["accuracy"], (), self.key, cached)
+            return Teacher(network, None, facts["accuracy"], (), self.key, cached, *told)
         spec = self.spec
         attention, found, kept = remembered(
             self.folder,
@@ -103,17 +118,20 @@ class _Stage:
             lambda: self._jointly[1] if self.joint else self._attention(network),
         )
         attention.to(self.device).eval().requires_grad_(False)
-        return Teacher(network, attention, facts["accuracy"], tuple(found["accuracy"]), self.key, cached and kept)
+        return Teacher(
+            network, attention, facts["accuracy"], tuple(found["accuracy"]), self.key, cached and kept, *told
+        )
 
     def _empty(self) -> TappedNet:
-        return models.make(self.settings.spec(), **self.data.image_shape)
+        network = models.make(self.settings.spec(), **self.data.image_shape)
+        return fitted(network, inputs_of(self.settings, self.data), self.data)
 
     def _network(self) -> tuple[TappedNet, dict[str, Any]]:
         """Train the network, or take the weights that the settings name."""
         settings = self.settings
         if self.joint:
             network = self._jointly[0]
-        elif settings.checkpoint is None and not settings.pretrained:
+        elif not settings.loaded:
             trained = loop.run(
                 _training(self.config, settings),
                 self.data,
@@ -121,14 +139,59 @@ class _Stage:
                 out_dir=self.folder / "training" if self.folder else None,  # an interrupted training goes on from there
                 on_epoch=lambda r: self.report("teacher", r.epoch, r.epochs, r.val_accuracy),
             )
-            return trained.student, {"accuracy": trained.val_accuracy}
+            outputs = self._outputs(trained.student.to(self.device))
+            return trained.student, {"accuracy": trained.val_accuracy, **outputs}
         else:
-            network = self._empty()
-            if settings.checkpoint is not None:
-                weights.load_into(network, Path(settings.checkpoint))
-            else:
-                network.bare.load_state_dict(_published(settings, self.data))
-        return network, {"accuracy": self._validate(network.to(self.device))}
+            return self._loaded()
+        outputs = self._outputs(network.to(self.device))
+        return network, {"accuracy": self._validate(network), **outputs}
+
+    def _loaded(self) -> tuple[TappedNet, dict[str, Any]]:
+        """A network with the weights that the settings name, and what is to be known of it."""
+        settings, network, told = self.settings, self._empty(), dict[str, str]()
+        if settings.checkpoint is not None:
+            told = weights.load_into(network, Path(settings.checkpoint))
+        else:
+            network.bare.load_state_dict(_published(settings, self.data))
+        network.to(self.device).eval()
+        renamed, outputs = self._name_classes(network, told), self._outputs(network)
+        known = Inputs(IMAGENET_MEAN, IMAGENET_STD) if settings.pretrained else trained_on(told)
+        return network, {
+            "accuracy": self._validate(network),
+            "familiar": told.get("data_fingerprint") != self.data.fingerprint,
+            "renamed": renamed,
+            **outputs,
+            **check.look(network, settings, self.data, self._some, known),
+        }
+
+    def _name_classes(self, network: TappedNet, told: Mapping[str, str]) -> list[str]:
+        """Bring the outputs into the order of the data's classes, where names tell that they are in another."""
+        given, place = class_names(self.settings), f"{self.settings.place}.classes"
+        names, where = (given, place) if given else (classes_of(told), self.settings.checkpoint or "")
+        order = order_of(names, self.data.classes, where)
+        if order is None:
+            return []
+        rearrange(network, order, self._some.images[:8], where)
+        return [f"{where}: {MOVED}"]
+
+    def _outputs(self, network: TappedNet) -> dict[str, str]:
+        """What the network gives, where that is not known: ours and torchvision's networks give logits."""
+        model = self.settings.model
+        if not user.is_user(model):
+            return {}
+        return {"outputs": check.kind_of_outputs(network.eval(), model, self._some.images)}
+
+    def _judged(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        """See `hksd.teacher.check.judge`."""
+        compared = [
+            *(["the term logits"] if "logits" in self.config.terms.active() else []),
+            *(["data_free"] if self.config.data_free else []),
+        ]
+        return check.judge(self.settings, facts, len(self.data.validation), compared)
+
+    @cached_property
+    def _some(self) -> Some:
+        return some_of(self.data, self.config.data, self.device)
 
     @cached_property
     def _jointly(self) -> tuple[TappedNet, Trained]:

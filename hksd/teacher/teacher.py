@@ -11,6 +11,8 @@ from torch import Tensor
 from hksd.attention import HierarchicalAttention
 from hksd.models.taps import Out, TappedNet
 
+FAMILIAR = "its accuracy was measured on images that it may have been trained on"
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -23,6 +25,9 @@ class Teacher:
         attention_accuracy: accuracy of the linear head on each level's vectors, on the validation split.
         key: hash of what made it.
         cached: it was read from the cache, not trained.
+        familiar: its accuracy was measured on images that it may have been trained on: it was loaded, and nothing says
+            that it was trained on these images with this split.
+        remarks: what is to be told of it, each a line.
     """
 
     model: TappedNet
@@ -31,6 +36,8 @@ class Teacher:
     attention_accuracy: tuple[float, ...]
     key: str
     cached: bool
+    familiar: bool = False
+    remarks: tuple[str, ...] = ()
 
     @torch.no_grad()
     def __call__(self, images: Tensor, needs: frozenset[str]) -> Out:

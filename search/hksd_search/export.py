@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hksd import data as datasets
 from hksd import models
@@ -13,15 +18,45 @@ from hksd.data import DataSet, store
 from hksd.deploy import export as core
 from hksd.errors import UserError
 from hksd.fit import WEIGHTS_FILE
-from hksd.models import weights
+from hksd.models import classes, weights
+from hksd.teacher.inputs import trained_on
+from hksd.teacher.teacher import FAMILIAR
 from hksd_search.study.reading import EXPORT_FOLDER, SearchFolder, counts
 from hksd_search.study.records import trial_folder
 
+log = logging.getLogger(__name__)
+
 
 def load_student(config: RunConfig, data: DataSet, file: Path) -> tuple[Any, dict[str, str]]:
-    """Build the student of `config` with the weights in `file`; returns it with the metadata of the file."""
+    """Build the student of `config` with the weights in `file`; returns it with the metadata of the file.
+
+    Where the file names the classes of the data in another order, the student is brought into that of the data.
+
+    Raises:
+        UserError: the weights do not fit, or are of other classes.
+    """
     student = models.make(config.student.spec(), **data.image_shape)
-    return student.eval(), weights.load_into(student, file)
+    metadata = weights.load_into(student.eval(), file)
+    order = classes.order_of(classes.classes_of(metadata), data.classes, str(file))
+    if order is not None:
+        size = data.image_size
+        images = torch.randn(4, data.channels, size, size, generator=torch.Generator().manual_seed(0))
+        classes.rearrange(student, order, images, str(file))
+        metadata["classes"] = json.dumps(data.classes)
+        log.warning("%s: %s", file, classes.MOVED)
+    return student, metadata
+
+
+def as_trained(data: DataSet, metadata: Mapping[str, str]) -> DataSet:
+    """`data`, normalised as the images were that a student learned from, by the header of its weights file.
+
+    The statistics of other images, or of a part of them, are others; a student goes on seeing pixels as it learned to.
+    """
+    known = trained_on(metadata)
+    if known is None or len(known.mean) != data.channels or (known.mean, known.std) == (data.mean, data.std):
+        return data
+    log.warning("images are normalised as in the training of the student, not by the statistics of these ones")
+    return dataclasses.replace(data, mean=known.mean, std=known.std)
 
 
 def export_trial(
@@ -53,6 +88,7 @@ def export_trial(
     config = from_tree(chosen.config)
     data = data or datasets.load(config.data, search.folder.parent / store.FOLDER)
     student, metadata = load_student(config, data, trial_folder(search.folder, chosen.number) / WEIGHTS_FILE)
+    data = as_trained(data, metadata)
     tally = ", ".join(f"{count} {status}" for status, count in counts(search.records).items() if count)
     origin = f"Trial {chosen.number} of the search `{search.name}` (trials: {tally})."
     notes = []
@@ -64,6 +100,8 @@ def export_trial(
         )
     if verdict := search.verdict():
         notes.append(verdict[0].upper() + verdict[1:] + ".")
+    elif search.facts.get("teacher", {}).get("familiar"):
+        notes.append(f"The teacher was loaded: {FAMILIAR}.")
     if chosen.arm:
         notes.append(f'This student is the arm "{chosen.arm}": no drawn trial was better.')
     if "latency_ms" in chosen.costs and "latency" in search.facts:

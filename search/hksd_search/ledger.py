@@ -18,7 +18,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hksd.config.run import RunConfig, StudentConfig, config_hash, dump, from_tree
+from hksd.config.networks import StudentConfig
+from hksd.config.run import RunConfig, config_hash, dump, from_tree
 from hksd.errors import ConfigError, UserError
 from hksd.run.objective import verify
 from hksd_search.ending import End, Why

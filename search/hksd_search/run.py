@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hksd import data as datasets
-from hksd.config.run import RunConfig, StudentConfig
+from hksd.config.networks import StudentConfig
+from hksd.config.run import RunConfig
 from hksd.data import DataSet
 from hksd.errors import RunError, Stopped, UserError
 from hksd_search.backend import connect, guards, target
@@ -235,7 +236,8 @@ def teach(seen: Seen, earlier: Sequence[SearchFolder], resume: bool) -> Taught:
             facts["teacher"]["seconds"] += before.get("teacher", {}).get("seconds", 0.0)
     write(home.folder / FACTS_FILE, json.dumps(facts, indent=1))
     note_origin(home.folder, space, data, teacher)
-    said = (teacher_line(facts["teacher"], teacher), teaching, samplers.told(space))
+    remarks = [f"warning: {remark}" for remark in teacher.remarks]
+    said = (teacher_line(facts["teacher"], teacher), *remarks, teaching, samplers.told(space))
     for line in (*said, stopping.description(space), *taken):
         display.line(str(line))
     return Taught(facts, taken)

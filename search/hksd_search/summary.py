@@ -15,7 +15,7 @@ from hksd.data import DataSet
 from hksd.deploy.export import CARD_FILE, Row
 from hksd.errors import UserError
 from hksd.models.size import size_of
-from hksd.teacher.teacher import Teacher
+from hksd.teacher.teacher import FAMILIAR, Teacher
 from hksd_search.console import Display, relative
 from hksd_search.report import report
 from hksd_search.report.report import table_csv
@@ -85,6 +85,7 @@ def facts_of(space: Space, name: str, data: DataSet, teacher: Teacher) -> dict[s
             "mflops": size.mflops,
             "attention_accuracy": list(teacher.attention_accuracy),
             "key": teacher.key,
+            **({"familiar": True} if teacher.familiar else {}),
         },
         "provenance": provenance.provenance(),
     }
@@ -110,7 +111,9 @@ def teacher_line(facts: Mapping[str, Any], teacher: Teacher) -> str:
     levels = ", ".join(f"{value:.2%}" for value in facts["attention_accuracy"])
     return (
         f"teacher {facts['model']}{' (cached)' if teacher.cached else ''}: validation {facts['accuracy']:.2%}, "
-        f"{facts['params']:,} parameters" + (f"; its squeezed vectors, level 1-3: {levels}" if levels else "")
+        f"{facts['params']:,} parameters"
+        + (f"; its squeezed vectors, level 1-3: {levels}" if levels else "")
+        + (f"; {FAMILIAR}" if facts.get("familiar") else "")
     )
 
 

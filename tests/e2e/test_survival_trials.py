@@ -71,7 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, write_space: Make, hksd: Mak
     weights.save(folder / "teacher.safetensors", teacher, {})
     write_space(
         folder / "space.yaml",
-        teacher={"checkpoint": "teacher.safetensors"},
+        teacher={"checkpoint": "teacher.safetensors", "expected_accuracy": 0},
         student={"model": "bad:net", "width": {"choice": list(range(1, 6))}, "taps": ["0"]},
         terms={"logits": {"weight": 1.0}, "squeeze": {"weight": 0.1, "depth": 1}},
         train={"epochs": 2, "batch_size": 50, "lr": 0.1, "precision": "float32"},

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from hksd import models
-from hksd.config.run import StudentConfig, load
+from hksd.config.networks import StudentConfig
+from hksd.config.run import load
 from hksd.data import DataSet
 from hksd.deploy.export import export
 from hksd.errors import ConfigError, UserError

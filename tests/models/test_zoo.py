@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from hksd import models
-from hksd.config.run import StudentConfig, from_tree
+from hksd.config.networks import StudentConfig
+from hksd.config.run import from_tree
 from hksd.data import DataSet, Split
 from hksd.deploy.export import export
 from hksd.errors import ConfigError, UserError
@@ -237,7 +238,8 @@ def pretrained(make_config: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    return make_config(terms={"kd": {}}, teacher={"model": QUICK, "width": 1, "pretrained": True})
+    untrained = {"model": QUICK, "width": 1, "pretrained": True, "expected_accuracy": 0}
+    return make_config(terms={"kd": {}}, teacher=untrained)
 
 
 def test_a_published_teacher_is_taken_from_torchvisions_cache_and_not_trained(pretrained: Any, tmp_path: Path) -> None:

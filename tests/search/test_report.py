@@ -411,3 +411,10 @@ def test_importances_of_many_trials_are_computed_from_some(monkeypatch: pytest.M
     values = {n: rng.random() for n in range(3000)}
     monkeypatch.setattr(knobs, "TREES", 4)
     assert knobs.importances([Drawn("lr", values)], values) == {"lr": pytest.approx(1.0, abs=0.05)}
+
+
+def test_the_teacher_is_said_to_know_the_images_perhaps_where_it_was_loaded(search: Make) -> None:
+    found = search([GOOD])
+    assert "may have been trained on" not in dict(sections.facts(found, None))["teacher"]
+    loaded = replace(found, facts={**found.facts, "teacher": {**found.facts["teacher"], "familiar": True}})
+    assert "measured on images that it may have been trained on" in dict(sections.facts(loaded, None))["teacher"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,10 @@ def test_the_smallest_student_that_loses_no_more_than_asked_wins_else_the_most_a
     assert found.best is not None
     assert found.best.number == number
     assert found.verdict().startswith(said)
+    assert "may have been trained on" not in found.verdict()
+    loaded = {**FACTS, "minimize": ["params"], "max_drop": drop, "teacher": {**FACTS["teacher"], "familiar": True}}
+    verdict = replace(found, facts=loaded).verdict()
+    assert verdict.endswith("(of the teacher: its accuracy was measured on images that it may have been trained on)")
 
 
 def test_the_table_can_show_another_trial_than_the_best(search: Make) -> None:

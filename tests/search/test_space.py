@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from hksd.config import run as config
 from hksd.config.changes import Change
+from hksd.config.networks import StudentConfig
 from hksd.config.run import RunConfig, config_hash, dump, from_tree
 from hksd.errors import ConfigError, UserError, key_path
 from hksd.models.size import size_of
@@ -635,7 +636,7 @@ STUDENTS = {"model": {"choice": ["resnet8", "resnet14", "resnet20"]}, "width": {
 
 def sized(space: Space, shape: dict[str, int]) -> list[tuple[Any, Costs]]:
     models, widths = (space.ranges[("student", key)].values for key in ("model", "width"))
-    students = [config.StudentConfig(model=model, width=width) for model in models for width in widths]
+    students = [StudentConfig(model=model, width=width) for model in models for width in widths]
     return [(student, Meter(shape).costs(student)) for student in students]
 
 
@@ -659,10 +660,10 @@ def test_the_largest_student_within_both_limits_is_chosen(
 
 
 def test_a_student_of_exactly_the_limit_is_within(make_space: Make, shape: dict[str, int]) -> None:
-    size = Meter(shape).costs(config.StudentConfig(model="resnet14", width=0.5))
+    size = Meter(shape).costs(StudentConfig(model="resnet14", width=0.5))
     space = make_space(student=STUDENTS, search={"limits": {"params": size["params"], "mflops": size["mflops"]}})
     assert within(space.search.limits, size) == []
-    assert check_feasible(space, Meter(shape)) == config.StudentConfig(model="resnet14", width=0.5)
+    assert check_feasible(space, Meter(shape)) == StudentConfig(model="resnet14", width=0.5)
     tight = make_space(student=STUDENTS, search={"limits": {"params": size["params"] - 1}})
     assert len(within(tight.search.limits, size)) == 1
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 
-from hksd.config.run import StudentConfig
+from hksd.config.networks import StudentConfig
 from hksd.deploy import latency
 from hksd.deploy.latency import Latency
 from hksd.errors import RunError, UserError

@@ -14,7 +14,8 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
-from hksd.config.run import StudentConfig, dump
+from hksd.config.networks import StudentConfig
+from hksd.config.run import dump
 from hksd.data import DataSet
 from hksd.errors import RunError
 from hksd_search.backend import connect, failures, guards, packing

@@ -38,7 +38,7 @@ def evaluate(
     from hksd.run import evaluate as scoring
     from hksd.run import loop
     from hksd_search.console import percent
-    from hksd_search.export import load_student
+    from hksd_search.export import as_trained, load_student
     from hksd_search.session import IMAGES
     from hksd_search.study import openings
 
@@ -57,7 +57,8 @@ def evaluate(
         )
     config = load(config_file, overrides or [])
     data = datasets.load(config.data, runs / IMAGES)
-    student, _ = load_student(config, data, folder / training.WEIGHTS_FILE)
+    student, metadata = load_student(config, data, folder / training.WEIGHTS_FILE)
+    data = as_trained(data, metadata)
     chosen = data.validation
     if split == "test":
         chosen = datasets.load_test(config.data)

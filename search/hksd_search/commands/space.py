@@ -15,7 +15,8 @@ from hksd_search.commands.options import Json, Overrides
 from hksd_search.commands.output import Output
 
 if TYPE_CHECKING:
-    from hksd.config.run import RunConfig, StudentConfig
+    from hksd.config.networks import StudentConfig
+    from hksd.config.run import RunConfig
     from hksd_search.space.sizes import Costs
     from hksd_search.space.space import Space
 

@@ -27,6 +27,7 @@ def teacher(
     from hksd.errors import UserError
     from hksd.models.size import size_of
     from hksd.teacher import prepare as teachers
+    from hksd.teacher.teacher import FAMILIAR
     from hksd.yaml import read_yaml
     from hksd_search.console import Display, percent
     from hksd_search.session import IMAGES, TEACHERS
@@ -58,6 +59,8 @@ def teacher(
         "mflops": size.mflops,
         "key": made.key,
         "cached": made.cached,
+        "familiar": made.familiar,
+        "remarks": made.remarks,
         "folder": str(runs / TEACHERS / made.key),
         **(teaching.facts() | {"built": built} if teaching else {}),
     }
@@ -66,9 +69,11 @@ def teacher(
         console.print(
             f"{config.teacher.model if config.teacher else ''}: validation {percent(made.accuracy)}, "
             f"{size.params:,} parameters, {size.mflops:.2f} MFLOPs (2 x MACs)"
-            f"{', from the cache' if made.cached else ''}",
+            f"{', from the cache' if made.cached else ''}{f'; {FAMILIAR}' if made.familiar else ''}",
             highlight=False,
         )
+        for remark in made.remarks if made.cached else ():  # else it was told while it was made
+            console.print(f"warning: {remark}", highlight=False, markup=False, soft_wrap=True)
         for level, accuracy in enumerate(made.attention_accuracy, 1):
             console.print(f"squeezed vectors of level {level}: {percent(accuracy)} with a linear head", highlight=False)
         console.print(f"kept in {facts['folder']}", highlight=False)

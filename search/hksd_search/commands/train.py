@@ -36,6 +36,7 @@ def train(
     from hksd.provenance import provenance
     from hksd.run.objective import verify
     from hksd.teacher import prepare as teachers
+    from hksd.teacher.teacher import FAMILIAR
     from hksd_search.backend import gpu
     from hksd_search.console import Display, percent
     from hksd_search.interrupt import InterruptedRun, stoppable
@@ -66,7 +67,10 @@ def train(
                 teacher = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher)
                 display.line(
                     f"teacher {config.teacher.model if config.teacher else ''}: validation {percent(teacher.accuracy)}"
+                    f"{f'; {FAMILIAR}' if teacher.familiar else ''}"
                 )
+                for remark in teacher.remarks if teacher.cached else ():  # else it was told while it was made
+                    display.line(f"warning: {remark}")
             result = training.fit(
                 config,
                 data=data,

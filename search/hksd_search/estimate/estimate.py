@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hksd.config.run import RunConfig, TeacherConfig
+from hksd.config.networks import TeacherConfig
+from hksd.config.run import RunConfig
 from hksd.data import DataSet
 from hksd.errors import RunError
 from hksd.teacher import prepare as teachers

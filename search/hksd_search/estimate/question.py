@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from hksd import data as datasets
-from hksd.config.run import RunConfig, StudentConfig
+from hksd.config.networks import StudentConfig
+from hksd.config.run import RunConfig
 from hksd.data import DataSet
 from hksd.errors import UserError
 from hksd.models.size import size_of

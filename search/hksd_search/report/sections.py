@@ -8,6 +8,7 @@ from typing import Any
 
 from hksd.deploy.export import Row
 from hksd.errors import UserError
+from hksd.teacher.teacher import FAMILIAR
 from hksd.yaml import to_yaml
 from hksd_search.confirm import files as confirm_files
 from hksd_search.console import percent
@@ -226,7 +227,8 @@ def facts(search: SearchFolder, space: Space | None) -> list[tuple[str, str]]:
     if teacher := facts.get("teacher"):
         levels = ", ".join(percent(value) for value in teacher.get("attention_accuracy") or [])
         text = f"{teacher['model']}, {percent(teacher['accuracy'])} on validation, {teacher['params']:,} parameters"
-        items.append(("teacher", text + (f"; its squeezed vectors: {levels}" if levels else "")))
+        text += f"; its squeezed vectors: {levels}" if levels else ""
+        items.append(("teacher", text + (f"; {FAMILIAR}" if teacher.get("familiar") else "")))
     if data := facts.get("data"):
         sizes = f"{data['train']:,} training and {data['validation']:,} validation images"
         items.append(("data", f"{data['name']}, {sizes}, fingerprint {data['fingerprint']}"))

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hksd.config.run import RunConfig, StudentConfig, dump
+from hksd.config.networks import StudentConfig
+from hksd.config.run import RunConfig, dump
 from hksd.yaml import Document, read_yaml
 from hksd_search.space import space as spaces
 from hksd_search.space.ranges import Draws

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hksd.cache import LockError, made_once
-from hksd.config.run import StudentConfig, TeacherConfig, dump
+from hksd.config.networks import StudentConfig, TeacherConfig
+from hksd.config.run import dump
 from hksd.deploy import latency
 from hksd.deploy.latency import Latency
 from hksd.errors import RunError, UserError
@@ -67,6 +68,10 @@ class Latencies:
     def _depends(self, network: StudentConfig | TeacherConfig) -> dict[str, Any]:
         """What a latency depends on. Sizes stand for the code of a network, which its name does not tell."""
         spec = {key: value for key, value in dataclasses.asdict(network.spec()).items() if key != "place"}
+        if (
+            spec["image_size"] is None
+        ):  # most networks see what the data has, and earlier measurements say nothing of it
+            del spec["image_size"]
         return {
             "network": {**spec, "taps": list(spec["taps"])},
             "shape": self.shape,
@@ -91,7 +96,7 @@ class Latencies:
             raise UserError(f"{self.folder}: cannot be written: {error.strerror}") from error
 
     def _measure(self, network: StudentConfig | TeacherConfig) -> Latency:
-        size = self.shape["image_size"]
+        size = network.spec().size(self.shape["image_size"])
         try:
             model = latency.untrained(network.spec(), **self.shape)
         except RunError as error:

@@ -10,7 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hksd.config.run import RunConfig, StudentConfig, dump, flatten
+from hksd.config.networks import StudentConfig
+from hksd.config.run import RunConfig, dump, flatten
 from hksd.errors import ConfigError, KeyPath
 from hksd.schema import section_fields
 from hksd_search.space import alternatives

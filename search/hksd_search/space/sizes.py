@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from hksd.config.run import StudentConfig, TeacherConfig
+from hksd.config.networks import StudentConfig, TeacherConfig
 from hksd.errors import UserError
 from hksd.models.size import size_of
 from hksd.schema import build

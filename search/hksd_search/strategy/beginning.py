@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import optuna
 
-from hksd.config.run import StudentConfig
+from hksd.config.networks import StudentConfig
 from hksd_search.space.nearest import defaults
 from hksd_search.space.space import Space
 from hksd_search.strategy import samplers

@@ -12,6 +12,7 @@ from typing import Any
 from hksd.config.run import from_tree
 from hksd.deploy.export import Row
 from hksd.errors import UserError
+from hksd.teacher.teacher import FAMILIAR
 from hksd_search.space.arms import ARMS
 from hksd_search.space.settings import shown
 from hksd_search.study import pareto
@@ -54,14 +55,17 @@ class SearchFolder:
         """What came of `search.max_drop`, in words."""
         if self.target is None or (found := self.best) is None:
             return None
-        drop, lost = self.facts["max_drop"], self.facts["teacher"]["accuracy"] - (found.val_accuracy or 0.0)
+        teacher = self.facts["teacher"]
+        drop, lost = self.facts["max_drop"], teacher["accuracy"] - (found.val_accuracy or 0.0)
+        beside = f" (of the teacher: {FAMILIAR})" if teacher.get("familiar") else ""
         if lost <= drop / 100 + EPSILON:
             cost = self.facts["minimize"][0]
             value = shown(cost, found.costs[cost])
-            return f"the smallest student within {_points(drop)} of the teacher is trial {found.number}: {cost} {value}"
+            which = f"the smallest student within {_points(drop)} of the teacher is trial {found.number}"
+            return f"{which}: {cost} {value}{beside}"
         return (
             f"no student came within {_points(drop)} of the teacher: the most accurate, trial {found.number}, lies "
-            f"{100 * lost:.2f} points below it; more epochs, trials or larger students may help"
+            f"{100 * lost:.2f} points below it; more epochs, trials or larger students may help{beside}"
         )
 
     def arm(self, name: str) -> Record | None:

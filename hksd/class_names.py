@@ -1,0 +1,83 @@
+"""Names of classes as people give them: in a configuration, or in a file of their own."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from hksd.errors import DataError, describe
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form: macOS writes an accented letter as two characters, other systems as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def name_fault(names: Sequence[str]) -> str:
+    """What is wrong with the names of the classes by themselves; "" for nothing."""
+    twice = [name for name, count in Counter(map(composed, names)).items() if count > 1]
+    if twice:
+        return f"'{twice[0]}' stands there twice; name every class once"
+    return "" if names else "no names of classes"
+
+
+def _checked(value: Any) -> Any:
+    """Names as a tuple of texts (a number is its digits), or the name of a file."""
+    if value is None or (isinstance(value, str) and value):
+        return value
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"must be a list of the names of all classes, or a file of them (got {describe(value)})")
+    wrong = [name for name in value if isinstance(name, bool) or not isinstance(name, (str, int)) or name == ""]
+    if wrong:
+        raise ValueError(f"must be a list of texts (got {describe(wrong[0])} in it); put such a name in quotes")
+    names = tuple(map(str, value))
+    if fault := name_fault(names):
+        raise ValueError(fault)
+    return names
+
+
+# A key of a configuration: the names in the order of their numbers, or a file of them (see `read_names`).
+ClassNames = Annotated[tuple[str, ...] | str | None, BeforeValidator(_checked)]
+
+
+def read_names(file: Path, key: str) -> tuple[str, ...]:
+    """Read the names of the classes, in order.
+
+    Args:
+        file: a text with one name a line; or, with the suffix .json, a list of names, or which name has which number,
+            as ``{"cat": 0}`` or ``{"0": "cat"}``.
+        key: key of the configuration that names the file, for messages.
+
+    Raises:
+        DataError: it cannot be read, or has another form, a name twice, or none.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        found = _of_json(json.loads(text)) if file.suffix.lower() == ".json" else text.splitlines()
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise DataError(
+            f"{file}: {key} cannot be read ({reason}); give one name a line, or in a .json file a list of names"
+        ) from error
+    names = tuple(composed(name.strip()) for name in found if name.strip())
+    if fault := name_fault(names):
+        raise DataError(f"{file}: {fault}")
+    return names
+
+
+def _of_json(tree: Any) -> list[str]:
+    if isinstance(tree, dict):
+        if all(isinstance(name, str) for name in tree.values()):
+            tree = {name: int(number) for number, name in tree.items()}
+        if {str(number) for number in tree.values()} != set(map(str, range(len(tree)))):
+            raise ValueError("its numbers are not 0 to C-1")
+        tree = sorted(tree, key=tree.__getitem__)
+    if not isinstance(tree, list) or not all(isinstance(name, str) for name in tree):
+        raise ValueError("no list of texts")
+    return tree
