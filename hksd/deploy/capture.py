@@ -1,0 +1,54 @@
+"""A network as a program of torch.export, and what to say where that cannot be made."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from hksd.errors import RunError
+from hksd.models.look import place_in, reason
+
+NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx", "torch._dynamo", "torch._export")
+
+
+def captured(program: nn.Module, example: Tensor) -> ExportedProgram:
+    """Translate a network for inference; the number of images is free.
+
+    Args:
+        program: the network, in eval mode, normalisation included (see `hksd.deploy.export.Deployed`).
+        example: images of the right shape, (2 or more, channels, H, W); their values do not matter.
+
+    Raises:
+        RunError: the network does what torch.export cannot capture; says what, and in which line of whose file.
+    """
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with quiet():
+            return torch.export.export(program, (example,), dynamic_shapes=({0: batch},))
+    except Exception as error:  # a network of the user's own may do anything
+        at = place_in(error)
+        raise RunError(f"torch.export cannot capture it: {reason(error)}{f' ({at})' if at else ''}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporters' remarks about themselves, such as the whole graph of a program that failed."""
+    loggers = [logging.getLogger(name) for name in NOISY]
+    levels = [logger.level for logger in loggers]
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
