@@ -21,7 +21,7 @@ from hksd.data import DataSet
 from hksd.deploy import export as exporting
 from hksd.deploy import onnx as onnx_export
 from hksd.deploy.export import Deployed, Row, export
-from hksd.errors import RunError, UserError
+from hksd.errors import UserError
 from hksd.fit import fit, student_metadata
 from hksd.models import weights
 from hksd.models.taps import TappedNet

@@ -15,6 +15,11 @@ from torch.export import ExportedProgram
 from hksd.errors import RunError
 from hksd.models.look import place_in, reason
 
+# What torch says for its own developers -> what it means for the author of a network.
+PLAIN = {
+    "Could not guard on data-dependent": "a branch in Python depends on what is in the images",
+    "Constraints violated (batch)": "it fixes the number of images",
+}
 NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx", "torch._dynamo", "torch._export")
 
 
@@ -33,8 +38,9 @@ def captured(program: nn.Module, example: Tensor) -> ExportedProgram:
         with quiet():
             return torch.export.export(program, (example,), dynamic_shapes=({0: batch},))
     except Exception as error:  # a network of the user's own may do anything
-        at = place_in(error)
-        raise RunError(f"torch.export cannot capture it: {reason(error)}{f' ({at})' if at else ''}") from error
+        said, at = reason(error), place_in(error)
+        meant = next((meaning for start, meaning in PLAIN.items() if said.startswith(start)), said)
+        raise RunError(f"torch.export cannot capture it: {meant}{f' ({at})' if at else ''}") from error
 
 
 @contextlib.contextmanager

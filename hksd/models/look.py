@@ -93,7 +93,7 @@ def _look(
     ):
         network = models.make(spec, in_channels=channels, classes=classes, image_size=size).to(device)
         memory.lay_out(network, network.layout)
-        images = torch.randn(IMAGES, channels, size, size).contiguous(memory_format=torch.channels_last).to(device)
+        images = torch.randn(IMAGES, size, size, channels, device=device).permute(0, 3, 1, 2)  # as batches are
         seen = _Seen(network, classes, "teacher" if spec.place == "teacher" else "train")
         try:
             remarks = seen.answering(images)
@@ -157,13 +157,13 @@ class _Seen:
         """Training mode, forwards and backwards, in the arithmetic of the run."""
         self._check_weights()
         answered = self.returned
-        state = {name: value.clone() for name, value in self.network.state_dict().items()}
+        restore = memory.snapshot(self.network)
         try:
             self._step(images, numbers)
         except _FaultError as fault:
             if not numbers.half or arithmetic != "auto":
                 raise
-            self.network.load_state_dict(state)
+            restore()
             self._step(images, Precision(numbers.device, torch.float32, ""))  # raises where that is no cure
             raise _FaultError(
                 f"{fault}; that is so in bfloat16 alone: set {self.section}.precision to float32"
@@ -187,10 +187,11 @@ class _Seen:
 
         def run() -> Out:
             with numbers.autocast():
-                return network.taps(images).widened()
+                return network.taps(images)
 
         out = self._run(run, len(images), how)
-        logits = self._checked(out.logits, len(images), how)
+        self._checked(out.logits, len(images), how)
+        logits = out.widened().logits
         for want, maps in zip(network.shapes.stages, out.stages, strict=False):
             if not isinstance(maps, Tensor) or maps.dim() != 4 or maps.shape[1] != want:
                 raise _FaultError(
@@ -231,7 +232,7 @@ class _Seen:
             return call()
         except (torch.OutOfMemoryError, KeyboardInterrupt, UserError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a stranger's code
             at = place_in(error)
             text = f"fails on {_images(count)} {how}: {reason(error)}{f' ({at})' if at else ''}"
             if count == 1 and how == TRAINING:

@@ -123,7 +123,9 @@ def _wants_contiguous(name: str, *arguments: Any) -> bool:
 
     def tried(layout: torch.memory_format) -> Tensor | None:
         torch.manual_seed(0)
-        images = torch.randn(2, channels, size, size).contiguous(memory_format=layout)
+        images = torch.randn(2, size, size, channels).permute(0, 3, 1, 2)  # as batches are
+        if layout == torch.contiguous_format:
+            images = images.clone(memory_format=layout)
         memory.lay_out(network, layout)
         try:
             answers: Tensor = network.eval()(images).detach().clone()
@@ -131,7 +133,7 @@ def _wants_contiguous(name: str, *arguments: Any) -> bool:
             logits = network.train()(images)
             if logits.requires_grad:
                 logits.sum().backward()
-        except Exception:  # whatever a stranger's code cannot do; it is told when the network is looked at
+        except (Exception, SystemExit):  # whatever a stranger's code does; it is told when the network is looked at
             return None
         return answers
 
@@ -141,9 +143,9 @@ def _wants_contiguous(name: str, *arguments: Any) -> bool:
             network = _build(name, *arguments)
         except NetworkError:  # a factory that can be called once
             return False
-        state = {key: value.clone() for key, value in network.state_dict().items()}
+        restore = memory.snapshot(network)
         usual = tried(torch.channels_last)
-        network.load_state_dict(state)
+        restore()
         plain = tried(torch.contiguous_format)
     if usual is None or plain is None or usual.shape != plain.shape:
         return usual is None and plain is not None

@@ -136,7 +136,9 @@ class WrappedNet(TappedNet):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, C), the main output where there are more; nothing is recorded."""
-        logits: Tensor = outputs.main_output(self.network(images.contiguous() if self.contiguous else images))
+        if self.contiguous:  # `contiguous` would leave images of one channel alone, whose strides say channels_last
+            images = images.clone(memory_format=torch.contiguous_format)
+        logits: Tensor = outputs.main_output(self.network(images))
         return logits
 
     def _check_made(self, before: set[str]) -> None:

@@ -78,7 +78,7 @@ def search(
     start = time.monotonic()
     home = Home(runs, choose_folder(space, runs, name, resume), name, address, tracking_uri)
     earlier = [open_search(runs, one) for one in warm]
-    seen = look(space, home, display)
+    seen = look(space, home, display, resume)
     with (
         guards.disk_full_explained(home.resume_command),
         locked(home.folder),
@@ -199,7 +199,7 @@ class Closed:
     sent: tracking.Sent
 
 
-def look(space: Space, home: Home, display: Display) -> Seen:
+def look(space: Space, home: Home, display: Display, resume: bool = False) -> Seen:
     """Read the images, measure students, look at networks. Their faults come here, before anything is written."""
     data = datasets.load(space.middle({}).data, home.runs / IMAGES)
     shape = data.image_shape
@@ -207,7 +207,7 @@ def look(space: Space, home: Home, display: Display) -> Seen:
     with target.connected(meter.latencies, home.address):
         measure_ahead(space, meter, partial(display.step, unit="student"))
         largest = check_feasible(space, meter)
-    look_at_networks(space, data, meter, largest)
+    look_at_networks(space, data, meter, largest, begun=resume)
     check_knowledge(space, shape)
     return Seen(space, home, display, data, meter, largest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,16 +12,19 @@ from hksd import fit
 from hksd.config.run import RunConfig, StudentConfig, dump
 from hksd.data import DataSet
 from hksd.deploy.rehearsal import rehearse
+from hksd.errors import UserError
 from hksd.models import user
 from hksd.teacher import prepare as teachers
 from hksd_search.space.ranges import Range
 from hksd_search.space.sizes import Meter, within
 from hksd_search.space.space import Space
 
+log = logging.getLogger(__name__)
+
 SIZES = ("width", "descriptor_dim")  # keys whose values between two that work do too
 
 
-def look_at_networks(space: Space, data: DataSet, meter: Meter, largest: StudentConfig) -> None:
+def look_at_networks(space: Space, data: DataSet, meter: Meter, largest: StudentConfig, *, begun: bool = False) -> None:
     """Let the networks of one's own do what their training and the end of the search will ask of them.
 
     Args:
@@ -28,6 +32,7 @@ def look_at_networks(space: Space, data: DataSet, meter: Meter, largest: Student
         data: its images.
         meter: measures its students; those beyond the limits are never trained.
         largest: the largest student within the limits, which the arms take.
+        begun: the search goes on: what was trained shall not be lost for a program that cannot be made of it.
 
     Raises:
         UserError: one of them cannot do it; says which, where and why.
@@ -35,7 +40,12 @@ def look_at_networks(space: Space, data: DataSet, meter: Meter, largest: Student
     teachers.look(space.middle({}), data)
     for config in _corners(space, meter, largest):
         fit.look(config, data)
-        rehearse(config.student.spec(), **data.image_shape)
+        try:
+            rehearse(config.student.spec(), **data.image_shape)
+        except UserError as error:
+            if not begun:
+                raise
+            log.warning("%s", error)
 
 
 def _corners(space: Space, meter: Meter, largest: StudentConfig) -> Iterator[RunConfig]:
