@@ -37,6 +37,7 @@ def look_at_networks(space: Space, data: DataSet, meter: Meter, largest: Student
     Raises:
         UserError: one of them cannot do it; says which, where and why.
     """
+    said = set[str]()
     teachers.look(space.middle({}), data)
     for config in _corners(space, meter, largest):
         fit.look(config, data)
@@ -45,17 +46,23 @@ def look_at_networks(space: Space, data: DataSet, meter: Meter, largest: Student
         except UserError as error:
             if not begun:
                 raise
-            log.warning("%s", error)
+            if (text := str(error)) not in said:
+                log.warning("%s", text)
+            said.add(text)
 
 
 def _corners(space: Space, meter: Meter, largest: StudentConfig) -> Iterator[RunConfig]:
     """Runs with every student of one's own within the limits, and the smallest batches; the largest student's first."""
-    batch = space.ranges.get(("train", "batch_size"))
+    batch, seen = space.ranges.get(("train", "batch_size")), set[StudentConfig]()
     for section in (dump(largest), *_sections(space)):
         config = space.middle({"student": section})
         if batch is not None:
             config = replace(config, train=replace(config.train, batch_size=int(min(batch.values))))
-        if user.is_user(config.student.model) and not within(space.search.limits, meter.sizes(config.student)):
+        student = config.student
+        if student in seen or not user.is_user(student.model):
+            continue
+        seen.add(student)
+        if not within(space.search.limits, meter.sizes(student)):
             yield config
 
 
