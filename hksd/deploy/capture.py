@@ -18,7 +18,7 @@ from hksd.models.look import place_in, reason
 # What torch says for its own developers -> what it means for the author of a network.
 PLAIN = {
     "Could not guard on data-dependent": "a branch in Python depends on what is in the images",
-    "Constraints violated (batch)": "it fixes the number of images",
+    "Constraints violated (batch)": "it fixes the number of images (`len(x)` does, `x.shape[0]` does not)",
 }
 NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx", "torch._dynamo", "torch._export")
 

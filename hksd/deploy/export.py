@@ -73,7 +73,7 @@ class Deployed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, channels, H, W), float32, 0..1."""
-        # Always in the order in which the program was captured, which holds its `view`s to it.
+        # In the order in which the program is captured: a `contiguous().view()` in it holds images to that order.
         ordered = ((images - self.mean) / self.std).clone(memory_format=torch.contiguous_format)
         logits: Tensor = self.student(ordered)
         return logits

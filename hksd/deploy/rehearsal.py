@@ -41,7 +41,7 @@ def _rehearse(spec: NetworkSpec, in_channels: int, classes: int, image_size: int
         try:
             made = captured(program, torch.zeros(2, in_channels, image_size, image_size)).module()
             for count in COUNTS:
-                images = torch.rand(count, in_channels, image_size, image_size)
+                images = torch.rand(count, image_size, image_size, in_channels).permute(0, 3, 1, 2)  # people's order
                 wanted, given = program(images), made(images)
                 bound = PARITY_TOLERANCE * max(1.0, wanted.abs().max().item())
                 if given.shape != wanted.shape or not (given - wanted).abs().max().item() <= bound:

@@ -78,7 +78,7 @@ def looked(file: Path, resume: bool = False) -> None:
     [
         {"model": "{m}:early"},
         {"model": {"choice": ["resnet8", "{m}:fine", "{m}:early"]}, "width": 1.0},
-        {"model": "{m}:early_when_wide", "width": {"uniform": [0.5, 2.0]}},
+        {"model": {"choice": ["{m}:fine", "{m}:early_when_wide"]}, "width": {"uniform": [0.5, 2.0]}},
         {"model": "{m}:early_when_wide", "width": {"choice": [0.5, 2.0, 1.0]}},
     ],
     ids=["alone", "one of several", "at the end of a range", "a choice of widths"],

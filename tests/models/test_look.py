@@ -86,6 +86,16 @@ class Strides(Views):
     def vector(self, x):
         return torch.as_strided(self.body(x), (len(x), 64), (64, 1))
 
+class Safe(Views):
+    def vector(self, x):
+        maps = self.body(x)
+        return maps.contiguous().view(maps.shape[0], -1)
+
+class Counted(Views):
+    def vector(self, x):
+        maps = self.body(x)
+        return maps.reshape(len(maps), -1)
+
 class NoGradient(Plain):
     def forward(self, x):
         with torch.no_grad():
@@ -273,6 +283,7 @@ def test_networks_that_come_with_hksd_are_not_looked_at(monkeypatch: pytest.Monk
     [
         ("Plain", None),
         ("FrozenBody", None),
+        ("Safe", None),
         ("DoubleLogits", None),
         ("Lazy", None),
         ("EarlyExit", None),
@@ -366,7 +377,7 @@ def test_a_faulty_network_is_told_before_the_teacher_is_trained(
         prepare(config, digits)
 
 
-@pytest.mark.parametrize("network", ["Views", "Mapped"])
+@pytest.mark.parametrize("network", ["Views", "Safe", "Mapped"])
 def test_its_layout_and_its_main_output_hold_from_training_to_the_program_at_home(
     network: str, module: str, make_config: Make, make_data: Make, tmp_path: Path
 ) -> None:
@@ -395,6 +406,7 @@ def test_its_layout_and_its_main_output_hold_from_training_to_the_program_at_hom
     ("network", "reason"),
     [
         ("EarlyExit", r"a branch in Python depends on what is in the images \(line \d+ of looked"),
+        ("Counted", r"it fixes the number of images \(`len\(x\)` does"),
         ("Numpy", r"\.numpy\(\) is not supported .*\(line \d+ of looked"),
     ],
 )
