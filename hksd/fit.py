@@ -15,6 +15,7 @@ from hksd.device.device import resolve_device
 from hksd.errors import RunError, UserError
 from hksd.files import write_atomically
 from hksd.models import weights
+from hksd.models.look import look as look_at
 from hksd.models.size import size_of
 from hksd.run import loop
 from hksd.run.objective import verify
@@ -69,6 +70,8 @@ def fit(
         _probe(out_dir)
     data = data or datasets.load(config.data, store.beside(cache_dir) if cache_dir else None)
     verify(config, **data.image_shape)
+    if shared is None:  # a search has looked at all its networks
+        look(config, data)
     known = None
     if config.terms.teacher_needs:
         if teacher is None:
@@ -86,6 +89,18 @@ def fit(
         except OSError as error:
             raise RunError(f"{error.filename or out_dir}: the result cannot be written: {error.strerror}") from error
     return result
+
+
+def look(config: RunConfig, data: DataSet) -> None:
+    """Look at networks of one's own as they will be trained (see `hksd.models.look`), before any is.
+
+    Raises:
+        UserError: the student or the teacher cannot be trained, or not be asked.
+    """
+    train = config.train
+    look_at(config.student.spec(), data.image_shape, train.device, train.precision, train.batch_size)
+    if config.terms.teacher_needs:
+        teachers.look(config, data)
 
 
 def _knowledge(

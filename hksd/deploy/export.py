@@ -1,7 +1,8 @@
 """What a user takes home: the student as best.yaml, safetensors and a torch.export program, with a card; ONNX too.
 
 The exported programs contain the normalisation: they take images on the 0..1 scale. The one of torch.export needs
-torch alone, the one in ONNX any runtime for that.
+torch alone, the one in ONNX any runtime for that. Configuration and weights come first, and each program is made apart
+from the rest: what cannot be made is told, on the card too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,9 +22,11 @@ from hksd.data.crops import centre_side
 from hksd.data.picture import GROUND
 from hksd.data.settings import DataConfig
 from hksd.deploy import onnx as onnx_export
+from hksd.deploy.capture import captured
 from hksd.errors import RunError, UserError
 from hksd.files import write_atomically
 from hksd.models import weights
+from hksd.models.look import reason
 from hksd.models.size import Size, size_of
 from hksd.models.taps import TappedNet
 from hksd.run import evaluate
@@ -32,6 +34,7 @@ from hksd.run.evaluate import EVALUATION_BATCH
 
 CONFIG_FILE, WEIGHTS_FILE, PROGRAM_FILE, CARD_FILE = "best.yaml", "student.safetensors", "student.pt2", "card.md"
 ONNX_FILE = "student.onnx"
+FILES = CONFIG_FILE, WEIGHTS_FILE, PROGRAM_FILE, ONNX_FILE, CARD_FILE
 PARITY_TOLERANCE = 1e-4  # largest difference of a logit between network and exported program, relative to the largest
 
 
@@ -44,6 +47,20 @@ class Row:
     val_accuracy: float | None
     params: int | None
     mflops: float | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of an export.
+
+    Attributes:
+        facts: of the check: ``val_accuracy``, and for a program that was made the largest difference of a logit,
+            ``max_difference`` or ``onnx_max_difference``.
+        missing: the programs that could not be made, with the reason.
+    """
+
+    facts: dict[str, float]
+    missing: dict[str, str]
 
 
 class Deployed(nn.Module):
@@ -59,7 +76,9 @@ class Deployed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, channels, H, W), float32, 0..1."""
-        logits: Tensor = self.student((images - self.mean) / self.std)
+        # In the order in which the program is captured: a `contiguous().view()` in it holds images to that order.
+        ordered = ((images - self.mean) / self.std).clone(memory_format=torch.contiguous_format)
+        logits: Tensor = self.student(ordered)
         return logits
 
 
@@ -74,8 +93,10 @@ def export(
     origin: str = "",
     notes: Sequence[str] = (),
     onnx: bool = False,
-) -> dict[str, float]:
+) -> Exported:
     """Write best.yaml, student.safetensors, student.pt2 and card.md into `folder`, and student.onnx when asked.
+
+    A program that cannot be made, or does not give the network's answers, is left out (and an older one removed).
 
     Args:
         config: the run that made the student; it becomes best.yaml.
@@ -89,61 +110,82 @@ def export(
         onnx: write student.onnx as well.
 
     Returns:
-        Facts of the parity check: ``max_difference`` of a logit, ``val_accuracy`` of the program, and with `onnx` the
-        ``onnx_max_difference``.
+        Facts of the check, and what is missing.
 
     Raises:
         UserError: the folder cannot be written.
-        RunError: an exported program cannot be made, or does not give the network's answers.
     """
     student = student.cpu().eval()
-    program = Deployed(student, data.mean, data.std).eval()
-    example = torch.zeros(2, data.channels, data.image_size, data.image_size)
-    batch = torch.export.Dim("batch", min=1)
-    try:
-        exported = torch.export.export(program, (example,), dynamic_shapes=({0: batch},))
-    except Exception as error:  # a network of the user's own may do what torch.export cannot capture
-        raise RunError(f"torch.export cannot capture {config.student.model}: {error}") from error
-    buffer = io.BytesIO()
-    torch.export.save(exported, buffer)
-    files = {PROGRAM_FILE: buffer.getvalue()}
-    loaded = torch.export.load(io.BytesIO(files[PROGRAM_FILE])).module()
-    facts = _parity(student, loaded, PROGRAM_FILE, data, config)
-    if onnx:
-        files[ONNX_FILE] = onnx_export.to_onnx(program, example)
-        running = partial(onnx_export.answers, onnx_export.session(files[ONNX_FILE]))
-        facts["onnx_max_difference"] = _parity(student, running, ONNX_FILE, data, config)["max_difference"]
     size = size_of(config.student.spec(), **data.image_shape)
     try:
         write_atomically(folder / CONFIG_FILE, dump_yaml(config).encode())
         weights.save(folder / WEIGHTS_FILE, student, metadata)
-        for name, content in files.items():
-            write_atomically(folder / name, content)
-        card = _card(config, data, size, facts, rows, origin, notes, metadata)
+        facts, missing = _programs(config, student, data, folder, onnx)
+        card = _card(config, data, size, facts, missing, rows, origin, notes, metadata)
         write_atomically(folder / CARD_FILE, card.encode())
     except OSError as error:
         raise UserError(f"{folder}: the export cannot be written: {error.strerror}") from error
-    return facts
+    return Exported(facts, missing)
+
+
+def _programs(
+    config: RunConfig, student: TappedNet, data: DataSet, folder: Path, onnx: bool
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Make, check and write the programs, each apart from the other; returns facts, and what is missing with why."""
+    program = Deployed(student, data.mean, data.std).eval()
+    example = torch.zeros(2, data.channels, data.image_size, data.image_size)
+    mean, std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
+    answers, labels = _answers(lambda images: student((images - mean) / std), data, config)
+    facts, missing = {"val_accuracy": evaluate.accuracy(answers, labels)}, dict[str, str]()
+    makers: dict[str, tuple[Callable[[nn.Module, Tensor], tuple[bytes, Program]], str]] = {
+        PROGRAM_FILE: (_torch_program, "max_difference"),
+        **({ONNX_FILE: (_onnx_program, "onnx_max_difference")} if onnx else {}),
+    }
+    for name, (make, fact) in makers.items():
+        try:
+            content, running = make(program, example)
+            given, _ = _answers(running, data, config)
+            difference = (given - answers).abs().max().item()
+            if not difference <= PARITY_TOLERANCE * max(1.0, answers.abs().max().item()):
+                raise RunError(f"it differs from the network by {difference:g} in a logit")
+        except UserError:  # images that have vanished
+            raise
+        except ModuleNotFoundError as error:
+            missing[name] = f"{error.name} is not installed: pip install 'hksd[onnx]'"
+        except Exception as error:  # a stranger's network may do anything, also in the program made of it
+            missing[name] = reason(error)
+        else:
+            facts[fact] = difference
+            write_atomically(folder / name, content)
+    for name in PROGRAM_FILE, ONNX_FILE:
+        if name in missing or name not in makers:  # an older one is of another student
+            (folder / name).unlink(missing_ok=True)
+    return facts, missing
+
+
+Program = Callable[[Tensor], Tensor]  # images (N, channels, H, W) on 0..1 -> logits (N, C)
+
+
+def _torch_program(program: nn.Module, example: Tensor) -> tuple[bytes, Program]:
+    """The file of a program of torch.export, and the program that it holds."""
+    buffer = io.BytesIO()
+    torch.export.save(captured(program, example), buffer)
+    return buffer.getvalue(), torch.export.load(io.BytesIO(buffer.getvalue())).module()
+
+
+def _onnx_program(program: nn.Module, example: Tensor) -> tuple[bytes, Program]:
+    """The file of a program in ONNX, and the program that it holds."""
+    content = onnx_export.to_onnx(program, example)
+    running = onnx_export.session(content)
+    return content, lambda images: onnx_export.answers(running, images)
 
 
 @torch.no_grad()
-def _parity(
-    student: TappedNet, program: Callable[[Tensor], Tensor], name: str, data: DataSet, config: RunConfig
-) -> dict[str, float]:
-    """Compare a saved program, loaded back, with the network on the validation split."""
-    mean, std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
+def _answers(program: Program, data: DataSet, config: RunConfig) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) and labels (N,) of the validation split."""
     batches = batches_of(data.validation, data, config.data, torch.device("cpu"), augment=False)
-    expected, given, labels = [], [], []
-    for pixels, part in batches.raw(EVALUATION_BATCH):
-        images = pixels.float() / 255
-        expected.append(student((images - mean) / std))
-        given.append(program(images))
-        labels.append(part)
-    answers, wanted = torch.cat(given), torch.cat(expected)
-    difference = (answers - wanted).abs().max().item()
-    if not difference <= PARITY_TOLERANCE * max(1.0, wanted.abs().max().item()):
-        raise RunError(f"the exported program {name} differs from the network by {difference:g} in a logit")
-    return {"max_difference": difference, "val_accuracy": evaluate.accuracy(answers, torch.cat(labels))}
+    pairs = [(program(pixels.float() / 255), labels) for pixels, labels in batches.raw(EVALUATION_BATCH)]
+    return torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs])
 
 
 def _card(
@@ -151,6 +193,7 @@ def _card(
     data: DataSet,
     size: Size,
     facts: dict[str, float],
+    missing: dict[str, str],
     rows: Sequence[Row],
     origin: str,
     notes: Sequence[str],
@@ -175,16 +218,9 @@ def _card(
         "",
         *(table if rows else []),
         "",
-        "## Use it (needs torch alone)",
-        "",
-        "```python",
-        "import torch",
-        'model = torch.export.load("student.pt2").module()',
-        f"images = torch.rand(2, {channels}, {height}, {height})  # N images, channels, height, width, values 0..1",
-        "print(model(images).argmax(1))  # class numbers",
-        "```",
-        "",
+        *(_torch_use(channels, height) if "max_difference" in facts else []),
         *(_onnx_use(channels, height) if "onnx_max_difference" in facts else []),
+        *(f"**`{name}` is missing:** {why}.\n" for name, why in missing.items()),
         *_preparation(config.data, data.image_size, channels),
         f"Classes, in order: {', '.join(data.classes)}. The normalisation is inside the program.",
         "",
@@ -195,8 +231,12 @@ def _card(
         "(adaptors, attention estimators, discriminator) are not in it.",
         f"- Trained for {config.train.epochs} epochs on {len(data.train):,} images, seed {config.seed}, "
         f"with loss terms: {terms}.",
-        f"- Validation accuracy {_percent(facts['val_accuracy'])} on {len(data.validation):,} images; "
-        f"the exported program differs from the network by at most {facts['max_difference']:.1e} in a logit.",
+        f"- Validation accuracy {_percent(facts['val_accuracy'])} on {len(data.validation):,} images."
+        + (
+            f" The exported program differs from the network by at most {facts['max_difference']:.1e} in a logit."
+            if "max_difference" in facts
+            else ""
+        ),
         *(
             [f"- `{ONNX_FILE}` in ONNX Runtime differs by at most {facts['onnx_max_difference']:.1e} in a logit."]
             if "onnx_max_difference" in facts
@@ -213,6 +253,20 @@ def _card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _torch_use(channels: int, height: int) -> list[str]:
+    return [
+        "## Use it (needs torch alone)",
+        "",
+        "```python",
+        "import torch",
+        'model = torch.export.load("student.pt2").module()',
+        f"images = torch.rand(2, {channels}, {height}, {height})  # N images, channels, height, width, values 0..1",
+        "print(model(images).argmax(1))  # class numbers",
+        "```",
+        "",
+    ]
 
 
 def _onnx_use(channels: int, height: int) -> list[str]:

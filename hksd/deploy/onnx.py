@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from hksd.deploy.capture import quiet
 from hksd.errors import RunError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 INPUT, OUTPUT = "images", "logits"
-NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
 
 
 def to_onnx(program: nn.Module, example: Tensor) -> bytes:
@@ -37,7 +33,7 @@ def to_onnx(program: nn.Module, example: Tensor) -> bytes:
     """
     batch, buffer = torch.export.Dim("batch", min=1), io.BytesIO()
     try:
-        with _quiet():
+        with quiet():
             made: Any = torch.onnx.export(
                 program,
                 (example,),
@@ -58,22 +54,6 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks about itself."""
-    loggers = [logging.getLogger(name) for name in NOISY]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def session(model: bytes, threads: int = 1) -> InferenceSession:

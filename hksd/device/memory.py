@@ -1,10 +1,11 @@
-"""Memory of a run: the layout of weights, and where large tensors on the CPU come from."""
+"""Memory of a run: the layout of weights, a state to go back to, and where large tensors on the CPU come from."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import platform
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -34,3 +35,15 @@ def lay_out(network: nn.Module, layout: torch.memory_format) -> None:
         if parameter.dim() == 4:
             # Not `contiguous`, which leaves filters of one channel alone: maps would not follow them.
             parameter.data = torch.empty_like(parameter, memory_format=layout).copy_(parameter.data)
+
+
+def snapshot(network: nn.Module) -> Callable[[], None]:
+    """Remember the numbers of a network; returns what puts them back, without its own ideas of loading."""
+    saved = [(tensor, tensor.detach().clone()) for tensor in (*network.parameters(), *network.buffers())]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for tensor, value in saved:
+            tensor.copy_(value)
+
+    return restore

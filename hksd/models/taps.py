@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, nn
 
 Grids = Sequence[tuple[int, int]]  # height and width of each stage's maps
@@ -65,11 +66,18 @@ class TappedNet(nn.Module, ABC):
         shapes: of its taps.
         classifier: the layer that makes logits from the embedding.
         classifier_path: where it is inside `bare`.
+        contiguous: it cannot work on maps in the order ``channels_last``, and makes its images contiguous itself.
     """
 
     shapes: TapShapes
     classifier: nn.Module
     classifier_path: str = "classifier"
+    contiguous: bool = False
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """The order of its filters in memory, which its maps follow."""
+        return torch.contiguous_format if self.contiguous else torch.channels_last
 
     @property
     def bare(self) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -15,8 +16,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from hksd.device import memory, process
 from hksd.errors import nearest
 from hksd.models.taps import TappedNet
 from hksd.models.wrapped import NetworkError, WrappedNet
@@ -104,6 +106,63 @@ def build(
         NetworkError: the factory cannot be found or called, returns no network, takes no width though one is given,
             or as for `WrappedNet`.
     """
+    shape = in_channels, classes, image_size
+    network = _build(name, *shape, width, descriptor, tuple(taps), classifier)
+    first = next(network.parameters(), None)
+    if isinstance(network, WrappedNet) and (first is None or not first.is_meta):  # on meta nothing is computed
+        network.contiguous = _wants_contiguous(name, *shape, width, descriptor, tuple(taps), classifier)
+    return network
+
+
+@functools.cache  # a process builds the same network for trial after trial
+def _wants_contiguous(name: str, *arguments: Any) -> bool:
+    """Whether a network works, or answers right, on contiguous maps alone: it calls `view` on them, say.
+
+    Another network of the same factory is tried, so that the one to be trained keeps its state.
+    """
+
+    def tried(layout: torch.memory_format) -> Tensor | None:
+        torch.manual_seed(0)
+        images = torch.randn(2, size, size, channels).permute(0, 3, 1, 2)  # as batches are
+        if layout == torch.contiguous_format:
+            images = images.clone(memory_format=layout)
+        memory.lay_out(network, layout)
+        try:
+            answers: Tensor = network.eval()(images).detach().clone()
+            network.zero_grad(set_to_none=True)
+            logits = network.train()(images)
+            if logits.requires_grad:
+                logits.sum().backward()
+        except (Exception, SystemExit):  # whatever a stranger's code does; it is told when the network is looked at
+            return None
+        return answers
+
+    channels, _, size = arguments[:3]
+    with process.restored(0), torch.device("cpu"), torch.enable_grad():
+        try:
+            network = _build(name, *arguments)
+        except NetworkError:  # a factory that can be called once
+            return False
+        restore = memory.snapshot(network)
+        usual = tried(torch.channels_last)
+        restore()
+        plain = tried(torch.contiguous_format)
+    if usual is None or plain is None or usual.shape != plain.shape:
+        return usual is None and plain is not None
+    bound = 1e-2 * plain.nan_to_num().abs().max().item()
+    return not torch.allclose(usual, plain, rtol=0, atol=bound, equal_nan=True)
+
+
+def _build(
+    name: str,
+    in_channels: int,
+    classes: int,
+    image_size: int,
+    width: float,
+    descriptor: int | None,
+    taps: Sequence[str],
+    classifier: str | None,
+) -> TappedNet:
     factory = find_factory(name)
     given = {"classes": classes, "num_classes": classes, "in_channels": in_channels, "width": width}
     network = _call(factory, name, {**given, "image_size": image_size})

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hksd.errors import UserError, nearest
+from hksd.models import outputs
 from hksd.models.staged import shown
 from hksd.models.taps import Out, TappedNet, TapShapes
 
@@ -88,7 +89,7 @@ class WrappedNet(TappedNet):
         name: str,
     ):
         super().__init__()
-        self.network = network
+        self.network, self.name = network, name
         self.classifier_path = find_classifier(network, classifier, name)
         if descriptor is not None:
             self.classifier_path = _insert_descriptor(network, self.classifier_path, descriptor)
@@ -98,7 +99,9 @@ class WrappedNet(TappedNet):
         for path in dict.fromkeys(path for stage in stages for path in stage if path != self.classifier_path):
             network.get_submodule(path).register_forward_hook(_Keep(path))
         self.classifier.register_forward_hook(_Keep(self.classifier_path, classifier=True))
+        before = {path for path, _ in network.named_parameters()}
         shapes = _probe(network, images, name)
+        self._check_made(before)
         self._check_logits(shapes, classes, name)
         for path in (path for stage in stages for path in stage):
             _check_map(path, shapes.get(path), name)
@@ -121,21 +124,44 @@ class WrappedNet(TappedNet):
         record: dict[str, Any] = {}
         token = _RECORD.set(record)
         try:
-            logits = self.network(images)
+            logits = self(images)
         finally:
             _RECORD.reset(token)
+        for key, path in (*(("taps", path) for stage in self.stage_paths for path in stage), ("classifier", EMBEDDING)):
+            if path not in record:
+                where = path or self.classifier_path
+                raise NetworkError(key, f"'{where}' of {self.name} did not run in this pass; name one that always runs")
         blocks = [[record[path] for path in stage] for stage in self.stage_paths]
         return Out(logits, record[EMBEDDING], [maps[-1] for maps in blocks], blocks)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, C); nothing is recorded."""
-        logits: Tensor = self.network(images)
+        """Return logits (N, C), the main output where there are more; nothing is recorded."""
+        if self.contiguous:  # `contiguous` would leave images of one channel alone, whose strides say channels_last
+            images = images.clone(memory_format=torch.contiguous_format)
+        logits: Tensor = outputs.main_output(self.network(images))
         return logits
+
+    def _check_made(self, before: set[str]) -> None:
+        """Refuse weights that came with the first images: no optimiser and no file would know them."""
+        if new := [path for path, _ in self.network.named_parameters() if path not in before]:
+            raise NetworkError(
+                "model",
+                f"{self.name} makes {', '.join(new[:3])} when it sees images; make all layers in `__init__` "
+                "(nn.LazyLinear and the like learn their sizes later)",
+            )
+
+    def _candidates(self, classes: int) -> str:
+        """Other layers that may be the classifier."""
+        linear = {path: part for path, part in self.network.named_modules() if isinstance(part, nn.Linear)}
+        found = [path for path, part in linear.items() if part.out_features == classes and path != self.classifier_path]
+        return f" ({', '.join(found[:3])}?)" if found else ""
 
     def _check_logits(self, shapes: dict[str, Any], classes: int, name: str) -> None:
         logits, made, read = shapes["logits"], shapes.get(self.classifier_path), shapes.get(EMBEDDING)
         if not isinstance(logits, tuple) or len(logits) != 2:
-            raise NetworkError("model", f"{name} gives {_say(logits)} for two images; it must return logits (N, C)")
+            raise NetworkError(
+                "model", f"{name} gives {_say(logits)} for two images; it must return {outputs.ACCEPTED}"
+            )
         if logits[1] != classes:
             raise NetworkError(
                 "model",
@@ -146,7 +172,8 @@ class WrappedNet(TappedNet):
             raise NetworkError(
                 "classifier",
                 f"'{self.classifier_path}' of {name} reads {_say(read)} and gives {_say(made)}; it must read "
-                f"one vector per image and give the logits {_say(logits)}: name the layer that does",
+                f"one vector per image and give the logits {_say(logits)}: name the layer that does"
+                + self._candidates(classes),
             )
 
 
@@ -221,7 +248,7 @@ def _check_map(path: str, shape: Any, name: str) -> None:
 
 
 def _say(shape: Any) -> str:
-    return "nothing" if shape is None else f"a {shape}" if isinstance(shape, str) else f"{tuple(shape)}"
+    return "nothing" if shape is None else shape if isinstance(shape, str) else f"{tuple(shape)}"
 
 
 def _probe(network: nn.Module, images: tuple[int, int, int], name: str) -> dict[str, Any]:
@@ -260,14 +287,15 @@ def _probe(network: nn.Module, images: tuple[int, int, int], name: str) -> dict[
 
 @torch.no_grad()
 def _record(run: Callable[[], Any]) -> dict[str, Any]:
-    """Run something and turn all that was recorded into shapes; what is no tensor becomes the name of its type."""
+    """Run something and turn all that was recorded into shapes; what is no tensor is said in words."""
     record: dict[str, Any] = {}
     token = _RECORD.set(record)
     try:
-        logits = run()
+        made = run()
     finally:
         _RECORD.reset(token)
+    logits = outputs.main_output(made)
     return {
-        path: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        path: tuple(value.shape) if isinstance(value, Tensor) else outputs.say(value)
         for path, value in {**record, "logits": logits}.items()
     }

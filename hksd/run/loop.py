@@ -109,7 +109,7 @@ class _Loop:
         self.student = models.make(config.student.spec(), **data.image_shape).to(device)
         asked, shape = config.train.precision, {"in_channels": data.channels, "image_size": data.image_size}
         self.precision = precision.suited(precision.resolve(asked, device), asked, self.student, **shape)
-        memory.lay_out(self.student, torch.channels_last)
+        memory.lay_out(self.student, self.student.layout)
         network = teacher.model if teacher else None
         shapes = network.shapes if network else None
         self.objective = Objective(config.terms, self.student.shapes, shapes, config.train.epochs)

@@ -90,6 +90,7 @@ class OwnInputs(TappedNet):
         super().__init__()
         self.network, self.inputs = network, inputs
         self.shapes, self.classifier_path = network.shapes, network.classifier_path
+        self.contiguous = network.contiguous
         given_mean, given_std = (torch.tensor(part, dtype=torch.float64) for part in (data.mean, data.std))
         if inputs.bgr:
             given_mean, given_std = given_mean.flip(0), given_std.flip(0)

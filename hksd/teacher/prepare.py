@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hksd import models
@@ -30,6 +29,7 @@ from hksd.device.device import isolated, resolve_device
 from hksd.errors import RunError, UserError
 from hksd.models import user, weights, zoo
 from hksd.models.classes import MOVED, classes_of, order_of, rearrange
+from hksd.models.look import look as look_at
 from hksd.models.taps import TappedNet
 from hksd.run import loop
 from hksd.run.evaluate import EVALUATION_BATCH, accuracy, predict
@@ -67,6 +67,19 @@ def prepare(
     return _Stage(config, settings, data, cache_dir, on_progress or (lambda *_: None)).teacher()
 
 
+def look(config: RunConfig, data: DataSet) -> None:
+    """Look at a teacher of one's own as it will be trained, where it is (see `hksd.models.look`).
+
+    Raises:
+        UserError: it cannot be trained, or not be asked.
+    """
+    if (teacher := config.teacher) is not None:
+        learns = teacher.checkpoint is None and not teacher.pretrained
+        look_at(
+            teacher.spec(), data.image_shape, config.train.device, teacher.precision, teacher.batch_size, learns=learns
+        )
+
+
 Trained = tuple[HierarchicalAttention, dict[str, Any]]  # estimators, and facts such as their accuracy
 
 
@@ -97,7 +110,7 @@ class _Stage:
         known = LOOKED if self.settings.loaded else frozenset[str]()
         network, facts, cached = remembered(self.folder, "teacher", self._empty, self._network, known)
         network.to(self.device).eval().requires_grad_(False)
-        memory.lay_out(network, torch.channels_last)
+        memory.lay_out(network, network.layout)
         if facts["accuracy"] < self.settings.min_accuracy:
             raise RunError(
                 f"the teacher {self.settings.model} reaches {facts['accuracy']:.2%} on the validation split, "
@@ -129,6 +142,7 @@ class _Stage:
     def _network(self) -> tuple[TappedNet, dict[str, Any]]:
         """Train the network, or take the weights that the settings name."""
         settings = self.settings
+        look(self.config, self.data)
         if self.joint:
             network = self._jointly[0]
         elif not settings.loaded:

@@ -16,6 +16,7 @@ from hksd import models
 from hksd.config.run import RunConfig, from_tree
 from hksd.data import DataSet, store
 from hksd.deploy import export as core
+from hksd.deploy.export import Exported
 from hksd.errors import UserError
 from hksd.fit import WEIGHTS_FILE
 from hksd.models import classes, weights
@@ -66,10 +67,24 @@ def export_trial(
     data: DataSet | None = None,
     onnx: bool = False,
 ) -> Path:
+    """Like `write_trial`; warns of a program that could not be made, and returns the folder of the export alone."""
+    where, made = write_trial(search, number, to, data, onnx)
+    for name, why in made.missing.items():
+        log.warning("%s: %s cannot be made: %s; everything else is there", where, name, why)
+    return where
+
+
+def write_trial(
+    search: SearchFolder,
+    number: int | None = None,
+    to: Path | None = None,
+    data: DataSet | None = None,
+    onnx: bool = False,
+) -> tuple[Path, Exported]:
     """Export a trial of a search, the best one by default, with the comparison on its card; as ONNX too when asked.
 
     Returns:
-        The folder of the export.
+        The folder of the export, and what came of it.
 
     Raises:
         UserError: no such trial, or it has no finished student.
@@ -107,8 +122,13 @@ def export_trial(
     if "latency_ms" in chosen.costs and "latency" in search.facts:
         notes.append(_latency_note(chosen.costs, search.facts["latency"]))
     where, rows = to or search.folder / EXPORT_FOLDER, search.rows(chosen)
-    core.export(config, student, data, where, metadata=metadata, rows=rows, origin=origin, notes=notes, onnx=onnx)
-    return where
+    words: dict[str, Any] = {"rows": rows, "origin": origin, "notes": notes}
+    return where, core.export(config, student, data, where, metadata=metadata, onnx=onnx, **words)
+
+
+def files_in(folder: Path) -> list[str]:
+    """Names of the files of an export that are there."""
+    return [name for name in core.FILES if (folder / name).exists()]
 
 
 def _latency_note(costs: Mapping[str, float], facts: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ from hksd_search.report.sections import TABLE_FILE
 from hksd_search.session import IMAGES, SPACE_FILE, TEACHERS, choose_folder, how_to_resume, locked, resolved, write
 from hksd_search.space import arms
 from hksd_search.space.latency import latencies_of
+from hksd_search.space.networks import look_at_networks
 from hksd_search.space.preview import check_knowledge
 from hksd_search.space.sizes import Meter, check_feasible, measure_ahead
 from hksd_search.space.space import Space
@@ -78,7 +79,7 @@ def search(
     start = time.monotonic()
     home = Home(runs, choose_folder(space, runs, name, resume), name, address, tracking_uri)
     earlier = [open_search(runs, one) for one in warm]
-    seen = look(space, home, display)
+    seen = look(space, home, display, resume)
     with (
         guards.disk_full_explained(home.resume_command),
         locked(home.folder),
@@ -199,14 +200,15 @@ class Closed:
     sent: tracking.Sent
 
 
-def look(space: Space, home: Home, display: Display) -> Seen:
-    """Read the images and measure students. Faults of data and limits come here, before anything is written."""
+def look(space: Space, home: Home, display: Display, resume: bool = False) -> Seen:
+    """Read the images, measure students, look at networks. Their faults come here, before anything is written."""
     data = datasets.load(space.middle({}).data, home.runs / IMAGES)
     shape = data.image_shape
     meter = Meter(shape, latencies_of(space.search, home.runs, shape, target.on_target), space.search.limits)
     with target.connected(meter.latencies, home.address):
         measure_ahead(space, meter, partial(display.step, unit="student"))
         largest = check_feasible(space, meter)
+    look_at_networks(space, data, meter, largest, begun=resume)
     check_knowledge(space, shape)
     return Seen(space, home, display, data, meter, largest)
 

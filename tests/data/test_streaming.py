@@ -403,7 +403,7 @@ def test_a_run_on_streamed_images_ends_and_is_evaluated_on_the_streamed_test_spl
     state, other = result.student.state_dict(), again.student.state_dict()
     assert all(torch.equal(state[name], other[name]) for name in state)
     assert not decoders()
-    facts = export(config, result.student, data.load(config.data), tmp_path / "export", metadata={})
+    facts = export(config, result.student, data.load(config.data), tmp_path / "export", metadata={}).facts
     assert facts["val_accuracy"] == result.val_accuracy
     (tmp_path / "out" / "best.yaml").write_text(dump_yaml(config))
     done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "out"), "--split", "test", "--json"])

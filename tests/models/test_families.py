@@ -147,5 +147,5 @@ def test_the_exported_program_gives_the_answers_of_the_network(
 ) -> None:
     data: DataSet = make_data(train=64, validation=40)
     config = make_config(student={"model": name, "width": FAMILIES[name]}, train={"epochs": 1})
-    facts = export(config, small(name, classes=10), data, tmp_path, metadata={})
+    facts = export(config, small(name, classes=10), data, tmp_path, metadata={}).facts
     assert facts["max_difference"] < 1e-3

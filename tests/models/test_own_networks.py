@@ -93,7 +93,7 @@ def no_network(classes):
 def two_outputs(classes, in_channels):
     class Two(Small):
         def forward(self, x):
-            return super().forward(x), x
+            return {"a": super().forward(x), "b": x}
     return Two(classes, in_channels)
 
 def wants_more(classes, depth):
@@ -185,7 +185,7 @@ FAULTS = [
     ("{m}:wants_more", {}, r"^model: {m}:wants_more needs depth, which hksd does not give \(it gives classes, num_"),
     ("{m}:breaks", {}, r"^model: {m}:breaks failed: KeyError: 'inside'"),
     ("{m}:thousand", {}, r"^model: {m}:thousand tells 1000 classes apart, but the data has 10; let its factory take"),
-    ("{m}:two_outputs", {}, r"^model: {m}:two_outputs gives a tuple for two images; it must return logits"),
+    ("{m}:two_outputs", {}, r"^model: {m}:two_outputs gives a dict with a, b for two images; it must return log"),
     ("{m}:three_channels", {}, r"^model: {m}:three_channels cannot run on images \(1, 8, 8\): "),
     ("{m}:no_linear", {}, r"^classifier: {m}:no_linear has no nn\.Linear"),
     ("{m}:fixed", {"width": 0.5}, r"^width: {m}:fixed takes no `width`; leave the key out \(got 0\.5\)"),

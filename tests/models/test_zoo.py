@@ -210,7 +210,7 @@ def test_one_is_trained_exported_and_its_weights_are_those_of_the_bare_network(
         train={"epochs": 1, "batch_size": 32},
     )
     result = fit(config, data=data, out_dir=tmp_path / "run")
-    facts = export(config, result.student, data, tmp_path / "export", metadata={})
+    facts = export(config, result.student, data, tmp_path / "export", metadata={}).facts
     assert facts["max_difference"] < 1e-3
     state, metadata = weights.read(tmp_path / "run" / "student.safetensors")
     assert metadata["taps"] == '["features.1", "features.4", "features.9", "features.11"]'

@@ -21,15 +21,24 @@ def export(
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:
-    """Write a student as best.yaml, student.safetensors, student.pt2 and card.md; with --onnx, student.onnx too."""
+    """Write a student as best.yaml, student.safetensors, student.pt2 and card.md; with --onnx, student.onnx too.
+
+    Exits with 1 where a program cannot be made; everything else is written then.
+    """
+    from hksd.errors import RunError
     from hksd_search import console
-    from hksd_search.export import export_trial
+    from hksd_search.export import files_in, write_trial
     from hksd_search.study import reading
 
     output = Output(as_json)
     found = reading.open_search(runs, name)
     chosen = trial if trial is not None else (found.best.number if found.best else None)
-    where = export_trial(found, trial, to, onnx=onnx)
+    where, made = write_trial(found, trial, to, onnx=onnx)
+    if made.missing:
+        raise RunError(
+            "; ".join(f"{name} cannot be made: {why}" for name, why in made.missing.items())
+            + f"; {', '.join(files_in(where))} are in {console.relative(where)}"
+        )
     output.give(
         {"name": name, "trial": chosen, "export": str(where)},
         lambda out: out.print(f"trial {chosen} exported to {console.relative(where)}", highlight=False),

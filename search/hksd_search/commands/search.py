@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -51,6 +52,7 @@ def search(
 ) -> None:
     """Search, log every trial in MLflow, export the best student."""
     from hksd_search import console, run, session
+    from hksd_search.export import files_in
     from hksd_search.tracking import access
 
     output = Output(as_json)
@@ -89,9 +91,7 @@ def search(
         out.print(console.comparison(outcome.rows))
         tally = ", ".join(f"{count} {status}" for status, count in outcome.trials.items() if count)
         out.print(f"trials: {tally}; {outcome.wall_s:.0f} s, {outcome.device_s:.0f} s of training", highlight=False)
-        out.print(
-            f"exported to {console.relative(outcome.export)} (best.yaml, student.safetensors, student.pt2, card.md)"
-        )
+        out.print(f"exported to {console.relative(outcome.export)} ({', '.join(files_in(Path(outcome.export)))})")
         if outcome.verdict:
             out.print(outcome.verdict, highlight=False)
         if outcome.front:

@@ -48,6 +48,7 @@ def train(
     config = load(spaces.find(name), changes)
     data = datasets.load(config.data, runs / IMAGES)
     verify(config, **data.image_shape)  # before the teacher, whose training may take long
+    training.look(config, data)
     display = Display(output.console, 1)
 
     def on_epoch(report: EpochReport) -> None:

@@ -22,6 +22,7 @@ from hksd_search.estimate import dry_run
 from hksd_search.estimate.forecast import Work
 from hksd_search.session import IMAGES, TEACHERS
 from hksd_search.space.arms import Competitors
+from hksd_search.space.networks import look_at_networks
 from hksd_search.space.preview import check_knowledge, random_draws
 from hksd_search.space.sizes import Meter, check_feasible, within
 from hksd_search.space.space import Space
@@ -101,6 +102,7 @@ def ask(space: Space, machine: Machine, runs: Path) -> Question:
     shape = data.image_shape
     meter = Meter(shape)
     largest = check_feasible(space, meter)
+    look_at_networks(space, data, meter, largest)
     check_knowledge(space, shape)
     competitors = Competitors(space, largest, shape["image_size"])
     arms = list(competitors.published.values())[: space.search.trials]
