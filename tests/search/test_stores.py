@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from hksd.errors import UserError
+from hksd_search.backend.ray_watch import Restart
 from hksd_search.session import how_to_resume
 from hksd_search.tracking import access, address, examine, known
 from hksd_search.tracking import tracker as tracking
@@ -323,6 +324,19 @@ def test_secrets_reach_neither_the_environment_of_others_nor_the_command_that_re
         assert "MLFLOW_TRACKING_URI" not in os.environ
     assert SECRET in os.environ["MLFLOW_TRACKING_URI"]
     assert how_to_resume("first", Path("runs"), None) == "hksd search first --resume"
+
+
+def test_a_search_that_takes_the_place_of_another_gets_secrets_by_its_environment_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put_in_place: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *given: put_in_place.append(given))
+    whole = f"http://user:{SECRET}@host"
+    restart = Restart(how_to_resume("first", Path("runs"), None), ["--tracking-later"], print, {access.VARIABLE: whole})
+    restart("raylet")
+    ((_, words, environment),) = put_in_place
+    assert SECRET not in " ".join(words)
+    assert environment[access.VARIABLE] == whole
 
 
 LOOKS_AT_ITSELF = """

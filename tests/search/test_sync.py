@@ -1,20 +1,23 @@
-"""`hksd sync` sends what was kept, once; and the end of a search writes each of its parts whatever becomes of others."""
+"""`hksd sync` sends what was kept, once; the end of a search writes each of its parts whatever becomes of others."""
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from rich.console import Console
 from typer.testing import CliRunner
 
-from hksd.errors import UserError
-from hksd_search import cli
+from hksd.errors import RunError, UserError
+from hksd_search import cli, closing, console
 from hksd_search.closing import Steps
 from hksd_search.ledger import Events, Ledger
 from hksd_search.session import locked
@@ -190,3 +193,29 @@ def test_a_step_that_fails_takes_no_other_with_it_and_a_fault_of_ours_is_raised_
     assert done == [2, 5]
     with pytest.raises(KeyError):
         steps.end()
+
+
+def test_the_end_of_a_search_whose_student_cannot_be_exported_has_everything_else(
+    folder: Path, searched: Make, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, display = searched(AWAY), console.Display(Console(file=io.StringIO()), 2)
+    (folder / SPOOL_FILE).unlink()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise UserError("it cannot be captured")
+
+    monkeypatch.setattr(closing, "export_trial", fail)
+    tracker = Tracker(other, folder, "first")
+    tracker.start_search({"space": "small"}, "x")
+    home = SimpleNamespace(folder=folder, name="first", resume_command="hksd search first --resume")
+    seen: Any = SimpleNamespace(home=home, display=display, data=None)
+    caps = SimpleNamespace(cut_short=lambda: False)
+    facts = {"name": "first", "minimize": [], "max_drop": None, "arms": "none"}
+    books: Any = SimpleNamespace(ledger=ledger, tracker=tracker, caps=caps)
+    closed = closing.close_books(seen, SimpleNamespace(facts=facts, taken=[]), books, True)  # type: ignore[arg-type]
+    assert closed.faults == ["the student cannot be exported: it cannot be captured"]
+    assert {"search.json", "trials.csv", "report.html"} <= {file.name for file in folder.iterdir()}
+    (parent,) = [run for run in stored(other) if run.data.tags["hksd.kind"] == "search"]
+    assert parent.info.status == "FINISHED"
+    with pytest.raises(RunError, match=r"it cannot be captured\. The trials are complete.*`hksd export first`"):
+        closing.concluded(seen, books, closed, 0.0)

@@ -20,7 +20,11 @@ from hksd_search.tracking.access import SQLITE, WEB, scheme_of, without_secrets
 
 PATIENCE_S = 25.0  # a store that has not answered by then is away
 DATABASES = ("postgresql", "mysql", "mssql")
-DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # module -> package that has it
+DRIVERS = {
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+}  # module -> package that has it
 CLOUD = ("databricks", "databricks-uc", "uc")
 SCHEMES = ("http", "https", "sqlite", *DATABASES, "databricks")
 FOLDER_CURE = (

@@ -54,7 +54,7 @@ def read(folder: Path) -> Known | None:
         known = Known(**{name: facts[name] for name in Known.__dataclass_fields__ if name in facts})
         usual = known.default or same_store(known.uri, store_uri(None, folder.parent))
         known = replace(known, uri=str(known.uri), default=usual, runs=dict(known.runs))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError):  # half a file
         return Known(DAMAGED)
