@@ -29,6 +29,7 @@ from hksd_search.commands import (
     search,
     space,
     status,
+    sync,
     teacher,
     train,
 )
@@ -99,6 +100,7 @@ for _command in (
     export,
     evaluate,
     import_study,
+    sync,
 ):
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name.replace("_", "-"), epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))

@@ -10,26 +10,21 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hksd import data as datasets
-from hksd.config.networks import StudentConfig
-from hksd.config.run import RunConfig
-from hksd.data import DataSet
 from hksd.errors import RunError, Stopped, UserError
 from hksd_search.backend import connect, guards, target
 from hksd_search.caps import Caps
+from hksd_search.closing import close_books, concluded
 from hksd_search.console import Display
 from hksd_search.ending import Why
-from hksd_search.export import export_trial
 from hksd_search.interrupt import Interrupt, interruptible
 from hksd_search.ledger import Events, Ledger
-from hksd_search.report.report import table_csv
-from hksd_search.report.sections import TABLE_FILE
-from hksd_search.session import IMAGES, SPACE_FILE, TEACHERS, choose_folder, how_to_resume, locked, resolved, write
+from hksd_search.phases import Books, Home, Seen, Taught
+from hksd_search.session import IMAGES, SPACE_FILE, choose_folder, locked, resolved, write
 from hksd_search.space import arms
 from hksd_search.space.latency import latencies_of
 from hksd_search.space.networks import look_at_networks
@@ -37,12 +32,12 @@ from hksd_search.space.preview import check_knowledge
 from hksd_search.space.sizes import Meter, check_feasible, measure_ahead
 from hksd_search.space.space import Space
 from hksd_search.strategy import samplers, stopping, warm_start
-from hksd_search.strategy.warm_start import Taken
 from hksd_search.study import reading
 from hksd_search.study.reading import FACTS_FILE, SearchFolder, open_search
-from hksd_search.summary import Outcome, facts_of, finish_tracking, note_origin, outcome, parent_params, teacher_line
+from hksd_search.summary import Outcome, facts_of, note_origin, parent_params, teacher_line
 from hksd_search.teaching import Teaching, make_teacher, with_teacher
 from hksd_search.tracking import access
+from hksd_search.tracking import address as addresses
 from hksd_search.tracking import tracker as tracking
 
 
@@ -55,6 +50,8 @@ def search(
     resume: bool = False,
     address: str | None = None,
     tracking_uri: str | None = None,
+    move_tracking: bool = False,
+    tracking_later: bool = False,
     warm: Sequence[str] = (),
     restart: Sequence[str] | None = None,
 ) -> Outcome:
@@ -67,24 +64,32 @@ def search(
         display: where progress is shown.
         resume: continue the search of that name.
         address: Ray cluster; None starts a private Ray here.
-        tracking_uri: MLflow store; None takes the SQLite file below `runs`.
+        tracking_uri: MLflow store; None takes the one that the search remembers, else that of the environment
+            (MLFLOW_TRACKING_URI), else the SQLite file below `runs`.
+        move_tracking: another store than the remembered one is meant; all is written to it, and it is remembered.
+        tracking_later: begin although the store cannot be used now; records are kept.
         warm: names of earlier searches below `runs` that a new one starts from.
         restart: where this process is the command's: further options for the one that takes its place when Ray dies.
 
     Raises:
-        UserError: wrong space, name, data, folder or cluster.
+        UserError: wrong space, name, data, folder, cluster or MLflow store.
         RunError: teacher too weak, or no trial ran to its end.
         Stopped: stopped by the user.
     """
     start = time.monotonic()
-    home = Home(runs, choose_folder(space, runs, name, resume), name, address, tracking_uri)
+    folder = choose_folder(space, runs, name, resume)
+    store = addresses.choose(folder, tracking_uri, move_tracking)
+    home = Home(runs, folder, name, address, store)
     earlier = [open_search(runs, one) for one in warm]
+    addresses.must_be_usable(store, folder, tracking_later, resume)
     seen = look(space, home, display, resume)
     with (
+        addresses.secrets_hidden(),
         guards.disk_full_explained(home.resume_command),
         locked(home.folder),
         interruptible(display, home.folder) as interrupt,
     ):
+        addresses.remember(home.folder, store)
         taught = teach(seen, earlier, resume)
         books = open_books(seen, taught)
         interrupt.ledger = books.ledger
@@ -94,110 +99,6 @@ def search(
         finally:
             closed = close_books(seen, taught, books, done)
         return concluded(seen, books, closed, start)
-
-
-@dataclass(frozen=True)
-class Home:
-    """Where a search lives.
-
-    Attributes:
-        runs: folder of all searches.
-        folder: its own.
-        name: its name.
-        address: Ray cluster, or None.
-        tracking_uri: MLflow store as the user gave it, or None.
-    """
-
-    runs: Path
-    folder: Path
-    name: str
-    address: str | None
-    tracking_uri: str | None
-
-    @property
-    def teachers(self) -> Path:
-        """Folder of cached teachers."""
-        return (self.runs / TEACHERS).resolve()
-
-    @property
-    def resume_command(self) -> str:
-        """What continues the search."""
-        return how_to_resume(self.name, self.runs, self.address, self.tracking_uri)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a search knows before it writes anything.
-
-    Attributes:
-        space: what to search.
-        home: where.
-        display: where progress is shown.
-        data: its images.
-        meter: measures students.
-        largest: the largest student within the limits.
-    """
-
-    space: Space
-    home: Home
-    display: Display
-    data: DataSet
-    meter: Meter
-    largest: StudentConfig
-
-    @property
-    def middle(self) -> RunConfig:
-        """The run in the middle of the space, which stands for the others."""
-        return self.space.middle({})
-
-
-@dataclass(frozen=True)
-class Taught:
-    """The teacher stage.
-
-    Attributes:
-        facts: what is known of the search before its first trial, for `search.json`.
-        taken: what is taken over from earlier searches.
-    """
-
-    facts: dict[str, Any]
-    taken: list[Taken]
-
-
-@dataclass(frozen=True)
-class Books:
-    """What is written down while trials train.
-
-    Attributes:
-        ledger: the study.
-        tracker: MLflow.
-        uri: its store.
-        caps: what the search may cost.
-    """
-
-    ledger: Ledger
-    tracker: tracking.Tracker
-    uri: str
-    caps: Caps
-
-
-@dataclass(frozen=True)
-class Closed:
-    """The search as its books have it at its end.
-
-    Attributes:
-        found: the search as others read it.
-        interrupted: it goes on some day.
-        cap: the cap that ended it early, or None.
-        export: folder of the exported student; None where there is none to export, or not yet.
-        sent: what reached MLflow.
-    """
-
-    found: SearchFolder
-    interrupted: bool
-    cap: str | None
-    export: Path | None
-    sent: tracking.Sent
 
 
 def look(space: Space, home: Home, display: Display, resume: bool = False) -> Seen:
@@ -246,20 +147,18 @@ def teach(seen: Seen, earlier: Sequence[SearchFolder], resume: bool) -> Taught:
 
 
 def open_books(seen: Seen, taught: Taught) -> Books:
-    """Open the study and the parent run in MLflow."""
+    """Open the study, then the parent run in MLflow, which nobody would close if the study could not be opened."""
     space, home, display, drop = seen.space, seen.home, seen.display, seen.space.search.max_drop
-    uri = access.store_uri(home.tracking_uri, home.runs)
-    tracker = tracking.Tracker(uri, home.folder, home.name)
-    tracker.start_search(parent_params(space, taught.facts), resolved(space))
-    events = Events(
-        started=[tracker.start_trial, display.started],
-        reported=[tracker.epoch, display.reported],
-        ended=[tracker.end_trial, display.ended],
-    )
-    goal = None if drop is None else reading.target(taught.facts["teacher"]["accuracy"], drop)
+    events, goal = Events(), None if drop is None else reading.target(taught.facts["teacher"]["accuracy"], drop)
     ledger = Ledger(space, home.folder.resolve(), seen.meter, seen.largest, events, goal, taught.taken)
+    caps = Caps(ledger, taught.facts["teacher"]["seconds"])
+    tracker = tracking.Tracker(home.store.uri, home.folder, home.name, default=home.store.default)  # the last to fail
+    tracker.start_search(parent_params(space, taught.facts), resolved(space))
+    events.started += [tracker.start_trial, display.started]
+    events.reported += [tracker.epoch, display.reported]
+    events.ended += [tracker.end_trial, display.ended]
     display.take_over(ledger.records())
-    return Books(ledger, tracker, uri, Caps(ledger, taught.facts["teacher"]["seconds"]))
+    return Books(ledger, tracker, caps)
 
 
 def train(seen: Seen, books: Books, interrupt: Interrupt, restart: Sequence[str] | None) -> bool:
@@ -273,7 +172,7 @@ def train(seen: Seen, books: Books, interrupt: Interrupt, restart: Sequence[str]
         interrupt.disarm()
         return True
     connect.prepare(home.address)
-    from hksd_search.backend import ray_watch, tuning
+    from hksd_search.backend import tuning
 
     try:
         connect.start_ray(home.address)
@@ -284,7 +183,7 @@ def train(seen: Seen, books: Books, interrupt: Interrupt, restart: Sequence[str]
                 seen.display.line(packing.reason)
             books.caps.start(packing.gpu)
             watched = restart is not None and not home.address
-            again = ray_watch.Restart(home.resume_command, restart or (), seen.display.line) if watched else None
+            again = _restart(home, restart or (), seen.display) if watched else None
             folder = home.folder.resolve()
             tuning.tune_trials(
                 ledger, seen.data, folder, home.teachers, packing.gpu, restart=again, private=not home.address
@@ -301,52 +200,9 @@ def train(seen: Seen, books: Books, interrupt: Interrupt, restart: Sequence[str]
     return True
 
 
-def close_books(seen: Seen, taught: Taught, books: Books, done: bool) -> Closed:
-    """Put what runs back, write table, export and report, and end the parent run."""
-    ledger, home = books.ledger, seen.home
-    if ledger.live:
-        ledger.interrupt()
-    ledger.storage.journal.release()
-    seen.display.close()
-    cap = books.caps.reached if books.caps.cut_short() else None
-    ended = ledger.end.why if ledger.end else None
-    interrupted = ended in (Why.INTERRUPTED, Why.FAULT)
-    why = "interrupted" if interrupted else "exhausted" if ended is Why.EXHAUSTED else cap
-    write(home.folder / FACTS_FILE, json.dumps(taught.facts | {"ended": why}, indent=1))
-    found = open_search(home.runs, home.name)
-    write(home.folder / TABLE_FILE, table_csv(found.records))
-    finished = done and found.best is not None and not interrupted
-    export = export_trial(found, data=seen.data) if finished else None
-    status = "FINISHED" if finished else "KILLED" if interrupted else "FAILED"
-    sent = finish_tracking(books.tracker, found, status, seen.display, export, cap)
-    return Closed(found, interrupted, cap, export, sent)
+def _restart(home: Home, extra: Sequence[str], display: Display) -> Any:
+    """What resumes the search when Ray dies; a store that does not answer just then must not stand in its way."""
+    from hksd_search.backend import ray_watch
 
-
-def concluded(seen: Seen, books: Books, closed: Closed, start: float) -> Outcome:
-    """What came of it.
-
-    Args:
-        seen: the search.
-        books: its books.
-        closed: how they were closed.
-        start: when it began, on the monotonic clock.
-
-    Raises:
-        RunError: no trial ran to its end, or none could go on.
-        Stopped: by the user.
-    """
-    end, resume_command, say = books.ledger.end, seen.home.resume_command, seen.display.line
-    if end and end.why is Why.FAULT:
-        raise RunError(guards.how_to_go_on(end.text, resume_command))
-    if closed.interrupted:
-        raise Stopped(resume_command)
-    if closed.export is None:
-        reasons = sorted({r.reason for r in closed.found.records if r.status == "failed" and r.reason})
-        why = books.caps.explain(resume_command) if closed.cap else "; ".join(reasons) or "all were stopped early"
-        raise RunError(f"no trial ran to its end: {why}")
-    if end and end.why is Why.EXHAUSTED:
-        say("the space is exhausted: every further draw was outside the limits or trained already")
-    if closed.cap:
-        say(books.caps.explain(resume_command))
-    told = {"uri": books.uri, "experiment": books.tracker.experiment_id, **asdict(closed.sent)}
-    return outcome(closed.found, start, closed.export, closed.cap, told)
+    secret = {access.VARIABLE: home.store.uri} if access.has_secrets(home.store.uri) else {}
+    return ray_watch.Restart(home.resume_command, [*extra, "--tracking-later"], display.line, secret)

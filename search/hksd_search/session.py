@@ -148,10 +148,9 @@ def _held_by(holder: Path) -> str:
         return ""
 
 
-def how_to_resume(name: str, runs: Path, address: str | None, uri: str | None) -> str:
-    """The command that continues a search."""
+def how_to_resume(name: str, runs: Path, address: str | None) -> str:
+    """The command that continues a search; where it is tracked, it remembers itself."""
     words = ["hksd", "search", name]
     words += [] if runs == Path("runs") else ["--runs", relative(runs)]
     words += ["--address", address] if address else []
-    words += ["--tracking-uri", uri] if uri and "@" not in uri else []  # a password does not belong on the screen
     return shlex.join([*words, "--resume"])

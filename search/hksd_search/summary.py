@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hksd.errors import UserError
 from hksd.models.size import size_of
 from hksd.teacher.teacher import FAMILIAR, Teacher
 from hksd_search.console import Display, relative
-from hksd_search.report import report
+from hksd_search.report import report as reports
 from hksd_search.report.report import table_csv
 from hksd_search.report.sections import TABLE_FILE
 from hksd_search.space.space import Space
@@ -143,8 +144,35 @@ def finish_tracking(
     display: Display,
     export: Path | None,
     ended: str | None,
+    report: bool = False,
 ) -> tracking.Sent:
-    """Close the parent run with figures, table and card; say when records could not be delivered."""
+    """Close the parent run with figures, table, card and, if asked, a report that is written now.
+
+    Says when records could not be delivered. What cannot be read or made is left out: the run is closed in any case.
+    """
+    try:
+        end_run(tracker, found, status, export, ended, reports.at_end(found, display) if report else {})
+    finally:
+        outcome = tracker.close()
+    if outcome.unsent:
+        display.line(
+            f"warning: {outcome.unsent} record(s) did not reach MLflow ({outcome.problem}); they are kept in "
+            f"{relative(found.folder / tracking.SPOOL_FILE)} and sent by `hksd sync {found.name}`, or when the search "
+            "is resumed"
+        )
+    return outcome
+
+
+def end_run(
+    tracker: tracking.Tracker,
+    found: SearchFolder,
+    status: str,
+    export: Path | None,
+    ended: str | None,
+    texts: Mapping[str, str],
+    if_open: bool = False,
+) -> None:
+    """Tell MLflow how a search ended; `if_open` only where its run has not been ended."""
     best = found.best
     metrics = {f"trials/{key}": float(value) for key, value in counts(found.records).items()}
     tags = {"hksd.status": {"FINISHED": "complete", "KILLED": "interrupted"}.get(status, "failed")}
@@ -156,17 +184,11 @@ def finish_tracking(
             "best/mflops": best.mflops or 0.0,
         }
         tags |= {"hksd.best": best.label}
-    texts = {TABLE_FILE: table_csv(found.records)}
+    files = {TABLE_FILE: table_csv(found.records)}
     if export is not None:
-        texts |= {"card.md": (export / CARD_FILE).read_text()} | report.at_end(found, display)
-    tracker.end_search(status, metrics, tags, texts)
-    outcome = tracker.close()
-    if outcome.unsent:
-        display.line(
-            f"warning: {outcome.unsent} record(s) did not reach MLflow ({outcome.problem}); they are kept in "
-            f"{relative(found.folder / tracking.SPOOL_FILE)} and sent when the search is resumed"
-        )
-    return outcome
+        with suppress(OSError, ValueError):  # a card that was not written, or is of no text
+            files["card.md"] = (export / CARD_FILE).read_text()
+    tracker.end_search(status, metrics, tags, files | dict(texts), if_open)
 
 
 def outcome(found: SearchFolder, start: float, where: Path, ended: str | None, seen: dict[str, Any]) -> Outcome:

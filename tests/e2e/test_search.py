@@ -237,7 +237,11 @@ def test_a_second_search_takes_the_teacher_from_the_cache_and_does_not_need_the_
     first: dict[str, Any], place: Path, runs: Path, hksd: Make
 ) -> None:
     before, teachers = snapshot(runs / NAME), snapshot(runs / "teachers")
-    words = ["--runs", runs, "--trials", 5, "--tracking-uri", "sqlite:////dev/full/x"]
+    words = ["--runs", runs, "--trials", 5, "--tracking-uri", "http://127.0.0.1:9"]  # where nobody listens
+    refused = hksd("search", "arena.yaml", *words, cwd=place)
+    assert refused.process.returncode == 2
+    assert "nobody listens" in refused.err
+    words.append("--tracking-later")
     program = hksd("search", "arena.yaml", *words, cwd=place)
     assert program.process.returncode == 0, program.err
     assert "(cached)" in program.out
@@ -249,7 +253,7 @@ def test_a_second_search_takes_the_teacher_from_the_cache_and_does_not_need_the_
     assert snapshot(runs / NAME) == before
     other = second(runs)
     assert other.startswith("arena-")
-    # The store is below a device: the search says so once, keeps the records, and is none the worse.
+    # The store is away: the search says so, keeps the records, and is none the worse.
     assert "did not reach MLflow" in program.out
     spool = [json.loads(line) for line in (runs / other / "tracking-spool.jsonl").read_text().splitlines()]
     assert sum(record["kind"] == "start" for record in spool) == 6
@@ -266,7 +270,11 @@ def test_a_search_over_methods_draws_trains_logs_exports_and_goes_on(
     place: Path, runs: Path, hksd: Make, facts: Make
 ) -> None:
     name = second(runs)  # of the test above
-    program = hksd("search", name, "--extend", "3", "--runs", runs, "--json", cwd=place)
+    words = ["--runs", runs, "--tracking-uri", f"sqlite:///{runs / 'mlflow.db'}", "--json"]
+    refused = hksd("search", name, "--extend", "3", *words, cwd=place)
+    assert refused.process.returncode == 2
+    assert "--move-tracking" in refused.err
+    program = hksd("search", name, "--extend", "3", *words, "--move-tracking", cwd=place)
     assert program.process.returncode == 0, program.err
     assert sum(program.json()["trials"][status] for status in ("complete", "pruned", "failed")) == 8
     found = facts(runs, name)

@@ -12,7 +12,7 @@ import pytest
 
 from hksd.fit import RESULT_FILE
 from hksd.run import checkpoint
-from hksd_search.run import TABLE_FILE
+from hksd_search.report.sections import TABLE_FILE
 from hksd_search.study.reading import FACTS_FILE
 from hksd_search.study.records import STUDY_FILE, read_records, trial_folder
 from hksd_search.tracking.tracker import RUNS_FILE

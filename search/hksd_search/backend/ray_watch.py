@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import ray
@@ -78,10 +78,17 @@ class Restart:
         command: what a user would type to resume, ``hksd search ...``.
         extra: options that do not belong on the screen.
         say: shows people a line.
+        secrets: what only the environment of the new process has; it stands in no command.
     """
 
-    def __init__(self, command: str, extra: Sequence[str], say: Callable[[str], None]):
-        self.command, self.extra, self.say = command, extra, say
+    def __init__(
+        self,
+        command: str,
+        extra: Sequence[str],
+        say: Callable[[str], None],
+        secrets: Mapping[str, str] | None = None,
+    ):
+        self.command, self.extra, self.say, self.secrets = command, extra, say, secrets or {}
         self.count = int(os.environ.get(COUNT, "0"))
 
     def progress(self, *_: object) -> None:
@@ -106,7 +113,7 @@ class Restart:
         sys.stderr.flush()
         program = ["-m", "hksd_search.cli"] if sys.argv[0].endswith("cli.py") else [sys.argv[0]]
         words = [sys.executable, *program, *shlex.split(self.command)[1:], *self.extra]
-        os.execve(sys.executable, words, {**os.environ, COUNT: str(self.count + 1)})
+        os.execve(sys.executable, words, {**os.environ, **self.secrets, COUNT: str(self.count + 1)})
 
     def _give_up(self, text: str) -> NoReturn:
         print(f"failed: {text}", file=sys.stderr, flush=True)

@@ -26,7 +26,7 @@ LEAST_DISK_GB = 1.0
 def doctor(
     runs: Runs = DEFAULT_RUNS,
     tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow store to check; default the one below --runs.")
+        str | None, typer.Option(help="MLflow store to check; default $MLFLOW_TRACKING_URI, else SQLite in --runs.")
     ] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="Also check every node of a Ray cluster.")] = False,
     address: Annotated[str, typer.Option(help="Ray cluster for --cluster.")] = "auto",
@@ -127,7 +127,7 @@ def _storage(runs: Path) -> str:
 def _mlflow(runs: Path, uri: str | None) -> str:
     from hksd_search.tracking import access
 
-    return access.check(access.store_uri(uri, runs))
+    return access.check(access.store_uri(uri or os.environ.get(access.VARIABLE), runs))
 
 
 def _ray() -> str:

@@ -21,7 +21,10 @@ Overrides = Annotated[
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a search.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster (auto, or host:port); default a private Ray.")]
 TrackingUri = Annotated[
-    str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store; default SQLite below --runs.")
+    str | None,
+    typer.Option(
+        metavar="URI", help="MLflow store; default the search's own, else $MLFLOW_TRACKING_URI, else SQLite in --runs."
+    ),
 ]
 # Packages that only some commands need, and the extra that brings them.
 EXTRAS = {

@@ -46,6 +46,12 @@ def search(
     ] = None,
     address: Address = None,
     tracking_uri: TrackingUri = None,
+    move_tracking: Annotated[
+        bool, typer.Option("--move-tracking", help="The search goes on in another MLflow store; all is written to it.")
+    ] = False,
+    tracking_later: Annotated[
+        bool, typer.Option("--tracking-later", help="The MLflow store cannot be used now; keep records for hksd sync.")
+    ] = False,
     overrides: Overrides = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
@@ -54,8 +60,10 @@ def search(
     from hksd_search import console, run, session
     from hksd_search.export import files_in
     from hksd_search.tracking import access
+    from hksd_search.tracking import address as addresses
 
     output = Output(as_json)
+    addresses.off_the_command_line(tracking_uri)
     options = {
         "max_drop": max_drop,
         "arms": arms,
@@ -69,6 +77,8 @@ def search(
     going_on = resume or extend is not None
     if going_on and warm_start:
         raise UserError("--warm-start is for the start of a search; one that goes on keeps what it took over then")
+    if move_tracking and not going_on:
+        raise UserError("--move-tracking is for a search that goes on (--resume, --extend); a new one has no store yet")
     parsed, name = session.space_and_name(given, name, runs, changes, going_on, extend or 0)
     parsed = parsed.with_trials(trials)
     display = console.Display(output.console, parsed.search.trials)
@@ -81,6 +91,8 @@ def search(
             resume=going_on,
             address=address,
             tracking_uri=tracking_uri,
+            move_tracking=move_tracking,
+            tracking_later=tracking_later,
             warm=list(dict.fromkeys(warm_start or [])),
             restart=["--json"] if as_json else [],
         )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hksd.files import write_atomically
-from hksd_search.tracking.spool import Spool
-from hksd_search.tracking.tracker import NOTES_FILE, PARENT, RUNS_FILE, Sent, Tracker
+from hksd_search.tracking import address, known
+from hksd_search.tracking.tracker import PARENT, Sent, Tracker, waiting
 
 CHILD = "confirm"
 
@@ -28,20 +27,33 @@ def log_confirmation(search: Path, folder: Path, name: str, facts: Mapping[str, 
     Returns:
         How it went; None where the search was not tracked.
     """
-    known = _runs_of_search(search)
-    if known is None:
+    if known.read(search) is None:
         return None
-    mine = folder / RUNS_FILE
-    if not mine.exists() or json.loads(mine.read_text())["uri"] != known["uri"]:
-        seed = {**known, "runs": {PARENT: known["runs"][PARENT]}, "acknowledged": 0}
-        write_atomically(mine, json.dumps(seed).encode())
-    tracker = _ConfirmationTracker(known["uri"], folder, name)
+    tracker = _tracker(search, folder, name, address.choose(search, None))
     tracker.log(facts, text)
     return tracker.close()
 
 
+def resend(search: Path, folder: Path, name: str, store: address.Address) -> Sent | None:
+    """Send what is left of a confirmation; None where nothing is."""
+    return _tracker(search, folder, name, store).close() if waiting(folder) else None
+
+
+def _tracker(search: Path, folder: Path, name: str, store: address.Address) -> _ConfirmationTracker:
+    """A tracker that goes on with what the confirmation, and the search above it, have in the store."""
+    of_search, mine = known.read(search) or known.Known(store.plain), known.read(folder)
+    parent = {PARENT: of_search.runs[PARENT]} if PARENT in of_search.runs else {}
+    if mine is None or not mine.leads_to(store.uri, search.parent):
+        mine = replace(of_search, runs={}, acknowledged=mine.acknowledged if mine else 0)
+    facts = replace(mine, uri=store.plain, experiment=of_search.experiment, runs={**mine.runs, **parent})
+    known.write(folder, facts)
+    return _ConfirmationTracker(store.uri, folder, name)
+
+
 class _ConfirmationTracker(Tracker):
     """A tracker with a spool of its own, since the search may be running and writing to its own one."""
+
+    study = None  # the search sees to its trials
 
     def log(self, facts: Mapping[str, Any], text: str) -> None:
         """Log figures at the step that counts the openings of the test split."""
@@ -66,14 +78,3 @@ def metrics(facts: Mapping[str, Any]) -> dict[str, float]:
             for name, value in (difference or {}).items():
                 found[f"{one['folder']}/over {re.sub('[^A-Za-z0-9]+', ' ', arm)}/{name}"] = value
     return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def _runs_of_search(search: Path) -> dict[str, Any] | None:
-    """Store, experiment and runs of a search, which may be running; None where it has no run in a store."""
-    try:
-        facts: dict[str, Any] = json.loads((search / RUNS_FILE).read_text())
-    except (OSError, ValueError):
-        return None
-    for note in Spool(search / NOTES_FILE).read(0):
-        facts = {**facts, "experiment": note["experiment"], "runs": facts["runs"] | note["runs"]}
-    return facts if PARENT in facts["runs"] else None

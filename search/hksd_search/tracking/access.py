@@ -1,21 +1,76 @@
-"""Where MLflow is: the address of a store, whether it answers, how people look at it."""
+"""Where MLflow is: the address of a store, without its secrets, and how people look at it."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from hksd.errors import UserError
 
 SQLITE = "sqlite:///"
+WEB = ("http", "https")
+VARIABLE = "MLFLOW_TRACKING_URI"
+SECRET = re.compile(r"pass|pwd|token|secret|key|credential", re.IGNORECASE)  # names of parts of an address
 
 
 def store_uri(uri: str | None, runs: Path) -> str:
     """The tracking store: `uri`, else a SQLite file below `runs`. SQLite paths are made absolute for MLflow."""
     uri = uri or f"{SQLITE}{runs / 'mlflow.db'}"
-    return SQLITE + str(Path(uri.removeprefix(SQLITE)).resolve()) if uri.startswith(SQLITE) else uri
+    path, mark, query = uri.removeprefix(SQLITE).partition("?")
+    if not uri.startswith(SQLITE) or path in ("", ":memory:"):
+        return uri
+    return SQLITE + str(Path(path).resolve()) + mark + query
+
+
+def sqlite_file(uri: str) -> Path:
+    """The file of a SQLite store."""
+    return Path(uri.removeprefix(SQLITE).partition("?")[0])
+
+
+def scheme_of(uri: str) -> str:
+    """``http``, ``sqlite``, ..., without the name of a driver; empty where there is none."""
+    return uri.partition("://")[0].partition("+")[0].lower() if "://" in uri else ""
+
+
+def without_secrets(uri: str) -> str:
+    """An address as it may be written down: without password and token, of a web address without the user too.
+
+    A user in a web address hides the user and password that MLflow takes from the environment.
+    """
+    try:
+        parts = urlsplit(uri)
+        place = parts.netloc.rpartition("@")[2]
+        if parts.username and parts.scheme.partition("+")[0] not in WEB:
+            place = f"{parts.username}@{place}"
+        query = [(key, value) for key, value in parse_qsl(parts.query, True) if not SECRET.search(key)]
+        changed = place != parts.netloc or len(query) != len(parse_qsl(parts.query, True))
+    except ValueError:  # no address at all; whatever stands before an @ is kept to ourselves
+        head, at, tail = uri.rpartition("@")
+        return f"{head.partition('://')[0]}://{tail}" if at else uri
+    return urlunsplit(parts._replace(netloc=place, query=urlencode(query))) if changed else uri
+
+
+def has_secrets(uri: str) -> bool:
+    """Whether something in an address is not to be written down."""
+    return without_secrets(uri) != uri
+
+
+def same_store(one: str, other: str) -> bool:
+    """Whether two addresses lead to one store, whoever knocks."""
+    return _normal(one) == _normal(other)
+
+
+def _normal(uri: str) -> str:
+    plain = without_secrets(uri)
+    if scheme_of(plain) == "sqlite" or "://" not in plain:
+        return plain
+    scheme, _, rest = plain.partition("://")
+    place, slash, path = rest.partition("/")
+    place = place.rpartition("@")[2].lower().removesuffix({"http": ":80", "https": ":443"}.get(scheme.lower(), ":"))
+    return f"{scheme.lower()}://{place}{slash}{path}".rstrip("/")
 
 
 def how_to_look(uri: str, mlflow: str, experiment: str | None) -> list[str]:
@@ -39,6 +94,7 @@ def quiet_environment() -> None:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is ours
         "GIT_PYTHON_REFRESH": "quiet",
         "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # a connection that is kept sees a deleted file as it was
     }.items():
@@ -64,12 +120,26 @@ def check(uri: str) -> str:
 
 
 def reason_of(error: Exception, uri: str) -> str:
-    """The first line of an error, without the password of the store."""
+    """The first line of an error, without what is secret in the address of the store, and not too long."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    password = urlsplit(uri).password
-    return text.replace(password, "***") if password else text
+    for secret in _secrets(uri):
+        text = text.replace(secret, "***")
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _secrets(uri: str) -> list[str]:
+    try:
+        parts = urlsplit(uri)
+        found = [value for key, value in parse_qsl(parts.query, True) if SECRET.search(key)]
+        lonely = parts.username if parts.scheme in WEB and not parts.password else None  # a token
+        found += [parts.password or "", lonely or ""]
+    except ValueError:
+        head, at, _ = uri.rpartition("@")
+        found = [head.partition("://")[2]] if at else []
+    return [secret for secret in dict.fromkeys([*found, *map(unquote, found)]) if secret]
 
 
 def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
+    for secret in _secrets(uri):
+        uri = uri.replace(secret, "***")
+    return uri

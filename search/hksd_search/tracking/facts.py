@@ -36,6 +36,7 @@ def trial_start(search: str, assignment: Assignment) -> dict[str, Any]:
     tags = {
         "hksd.search": search,
         "hksd.kind": "trial",
+        "hksd.trial": str(assignment.number),
         "hksd.arm": assignment.arm or "",
         "hksd.status": "running",
         "hksd.config_hash": config_hash(assignment.config),

@@ -2,12 +2,12 @@
 
 Everything is written by one background thread of the driver, in order. The search never waits for it and never fails
 because of it: every record goes to a spool file in the folder of the search first; while the store cannot be written,
-records wait and are tried again; what is unsent when the process ends, or dies, is sent when the search is resumed.
+records wait and are tried again; what is unsent when the process ends, or dies, is sent when the search is resumed, or
+by `hksd sync`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import threading
@@ -17,20 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hksd.files import write_atomically
 from hksd_search.study.records import Assignment, Record
-from hksd_search.tracking import refill
-from hksd_search.tracking.access import SQLITE, quiet_environment, reason_of
+from hksd_search.tracking import known
+from hksd_search.tracking.access import reason_of
 from hksd_search.tracking.facts import STATUS, epoch_metrics, trial_end, trial_start
+from hksd_search.tracking.known import NOTES_FILE as NOTES_FILE
+from hksd_search.tracking.known import RUNS_FILE as RUNS_FILE
+from hksd_search.tracking.known import SPOOL_FILE as SPOOL_FILE
+from hksd_search.tracking.known import Known
 from hksd_search.tracking.spool import Spool
+from hksd_search.tracking.store import EXPERIMENT as EXPERIMENT
+from hksd_search.tracking.store import PARENT as PARENT
+from hksd_search.tracking.store import Store
 
-EXPERIMENT = "hksd"
-PARENT = "search"
-SPOOL_FILE, RUNS_FILE = "tracking-spool.jsonl", "mlflow.json"
-NOTES_FILE = "mlflow-notes.jsonl"  # what is new since RUNS_FILE was written; that grows with the search
 RETRY_S, FLUSH_S = 2.0, 20.0
 LONGEST_FLUSH_S = 300.0  # a slow store that still takes records gets that long at the end
-BATCH_PARAMS = 100  # MLflow takes at most that many parameters in a batch
+LAST_CALL_S = 15.0  # for a call that is under way when time is up; then it is left behind
 log = logging.getLogger(__name__)
 
 
@@ -47,74 +49,93 @@ class Tracker:
     """Writes a search to MLflow in the background.
 
     Args:
-        uri: tracking store; None turns tracking off.
+        uri: tracking store, with its secrets; None turns tracking off.
         folder: folder of the search, for the spool and the ids of its runs.
         name: name of the search.
+        default: the store is the one below the runs folder.
     """
 
-    def __init__(self, uri: str | None, folder: Path, name: str):
-        self.uri, self.folder, self.name = uri, folder, name
+    def __init__(self, uri: str | None, folder: Path, name: str, *, default: bool = False):
+        self.uri, self.folder, self.name, self.default = uri, folder, name, default
         self.sent, self.problem = 0, None if uri else "off"
-        self.runs: dict[str, str] = {}
-        self.earlier: frozenset[str] = frozenset()  # runs that have their params; MLflow forbids to change them
-        self.experiment_id: str | None = None
+        self.closing: list[dict[str, Any]] = []  # what ends the parent run, if nobody has
         self._pending: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._unsent: list[dict[str, Any]] = []
-        self._client: Any = None
+        self._files: list[dict[str, Any]] = []  # that wait until the figures are through
+        self._current: dict[str, Any] | None = None  # is being sent
+        self._left = False  # nobody waits for the thread any more
+        self._turn = threading.Lock()  # over the four above
         self._deadline = self._limit = float("inf")
-        self._opening: list[dict[str, Any]] = []  # what the parent run began with
-        self._lost = False  # the store has to be filled again
-        self._unknown = False  # the ids of our runs have to be asked for
-        self._told: set[tuple[str, int]] = set()  # run and epoch of the accuracies that the study told it then
         self._acknowledged = 0  # records of the spool that need not be sent again
         self._spool, self._notes = Spool(folder / SPOOL_FILE), Spool(folder / NOTES_FILE)
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
-        if uri is None:
-            return
-        self._take_over()
-        self._thread.start()
+        self._store: Store | None = None
+        if uri is not None:
+            self._store = self._take_over(uri)
+            self._thread.start()
 
-    def _take_over(self) -> None:
+    @property
+    def experiment_id(self) -> str | None:
+        """Id of the experiment, once it is known."""
+        return self._store.experiment_id if self._store else None
+
+    @property
+    def runs(self) -> Mapping[str, str]:
+        """Ids of the runs by the number of the trial, and of the parent run."""
+        return self._store.runs if self._store else {}
+
+    def _take_over(self, uri: str) -> Store:
         """Queue what an earlier process left unsent; sending a record twice leaves the store as it is."""
-        known, done, facts = self.folder / RUNS_FILE, 0, None
-        if known.exists():
-            try:
-                facts = json.loads(known.read_text())
-            except ValueError:  # half a file
-                self._unknown = True
-        if facts:
-            for note in self._notes.read(0):
-                facts = {**facts, **note, "runs": facts["runs"] | note["runs"]}
-            done = facts.get("acknowledged", 0)
-            if facts["uri"] == self.uri:  # another store gets runs of its own
-                self.runs, self.experiment_id = facts["runs"], facts["experiment"]
-                self.earlier = frozenset(self.runs)
-        left = self._spool.read(done)
+        before = known.read(self.folder)
+        mine = before if before and before.leads_to(uri, self.folder.parent) else None  # another gets runs of its own
+        self._closed = mine.closed if mine else False
+        left = self._spool.read(before.acknowledged if before else 0)
+        left.sort(key=lambda record: not _opens(record))  # nothing can be written below a parent that is not there
+        expected = {record["run"] for record in left if record["kind"] == "start"}
+        new = not left and (before is None or before.fresh)
+        store = Store(uri, self.name, self.study, self._note, mine or Known(uri), new, expected)
+        store.opening = next(filter(_opens, left), {})
         for record in left:
             self._pending.put(record)
-        self._keep_runs()  # before the spool is cut: at worst records are sent twice
+        self._keep_runs(store)  # before the spool is cut: at worst records are sent twice
         self._notes.start([])
         self._spool.start(left)
+        return store
 
-    def _keep_runs(self) -> None:
+    @property
+    def study(self) -> Path | None:
+        """Folder with the study from which runs are written again; None where others see to that."""
+        return self.folder
+
+    def _keep_runs(self, store: Store) -> None:
         """Write down the ids of all runs, and that the spool is to be sent from its beginning."""
-        facts = {"uri": self.uri, "experiment": self.experiment_id, "runs": self.runs, "acknowledged": 0}
+        facts = Known(store.uri, self.default, store.experiment_id, dict(store.runs), 0, self._closed)
         try:
-            write_atomically(self.folder / RUNS_FILE, json.dumps(facts).encode())
+            known.write(self.folder, facts)
         except OSError as error:
             self.problem = f"{self.folder / RUNS_FILE}: {error.strerror}"
 
     def _note(self, runs: Mapping[str, str]) -> None:
         """Remember the ids of new runs and how much of the spool is done."""
-        self._notes.add({"experiment": self.experiment_id, "runs": dict(runs), "acknowledged": self._acknowledged})
+        assert self._store is not None
+        self._closed = PARENT in self.runs and not self._store.open_end
+        done = 0 if self._left else self._acknowledged  # what is left behind is in a spool of its own
+        facts = {"experiment": self.experiment_id, "runs": dict(runs), "acknowledged": done, "closed": self._closed}
+        self._notes.add(facts)
         self.problem = self._notes.problem or self.problem
 
     def start_search(self, params: Mapping[str, str], space_yaml: str) -> None:
         """Open (or reopen) the parent run with the facts of the search."""
-        self._put(
-            "start", PARENT, name=self.name, tags={"hksd.search": self.name, "hksd.kind": "search"}, params=params
-        )
+        self.know_search(params)
+        if self._store is not None:
+            self._send_later(self._store.opening)
         self._put("text", PARENT, file="space.yaml", text=space_yaml)
+
+    def know_search(self, params: Mapping[str, str]) -> None:
+        """Say what the parent run begins with, for a store that has none; one that is there is left as it is."""
+        if self._store is not None:
+            tags = {"hksd.search": self.name, "hksd.kind": "search"}
+            self._store.opening = _record("start", PARENT, name=self.name, tags=tags, params=params)
 
     def start_trial(self, assignment: Assignment) -> None:
         """Open (or reopen) the child run of a trial."""
@@ -133,68 +154,126 @@ class Tracker:
             self._put("end", str(record.number), **trial_end(record))
 
     def end_search(
-        self, status: str, metrics: Mapping[str, float], tags: Mapping[str, str], texts: Mapping[str, str]
+        self,
+        status: str,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        texts: Mapping[str, str],
+        if_open: bool = False,
     ) -> None:
-        """Close the parent run with the final figures and files (name -> text)."""
-        for file, text in texts.items():
-            self._put("text", PARENT, file=file, text=text)
-        self._put("metrics", PARENT, metrics=metrics, step=0)
-        self._put("end", PARENT, status=status, tags=tags)
+        """Close the parent run with the final figures and files (name -> text); or only if it turns out to be open."""
+        records = [_record("text", PARENT, file=file, text=text) for file, text in texts.items()]
+        records += [
+            _record("metrics", PARENT, metrics=metrics, step=0),
+            _record("end", PARENT, status=status, tags=tags),
+        ]
+        if if_open:
+            self.closing = records
+            self._pending.put(_record("look", PARENT))
+            return
+        for record in records:
+            self._send_later(record)
 
     def close(self) -> Sent:
         """Send what is left, for a limited time, and spool the rest."""
-        if self.uri is None:
+        if self._store is None:
             return Sent(0, 0, None)
         self._deadline, self._limit = time.monotonic() + FLUSH_S, time.monotonic() + LONGEST_FLUSH_S
         self._pending.put(None)
-        self._thread.join()
-        self._keep_runs()
-        self._notes.end([])
-        self._spool.end(self._unsent)
+        while self._thread.is_alive() and (rest := self._deadline + LAST_CALL_S - time.monotonic()) > 0:
+            self._thread.join(min(rest, 1.0))
+        left = self._take_back()
+        unseen = any(record["kind"] == "look" for record in left)
+        left = [record for record in left if record["kind"] != "look"]
+        self._keep_runs(self._store)
+        if self._left:  # a run that the thread makes yet is noted
+            self._notes.start([])
+        else:
+            self._notes.end([])
+        self._spool.end(left)
         if self._spool.problem:
             self.problem = f"{self.problem}; and the spool cannot be written: {self._spool.problem}"
-        return Sent(self.sent, len(self._unsent), self.problem if self._unsent else None)
+        return Sent(self.sent, len(left), self.problem if left or unseen else None)
+
+    def _take_back(self) -> list[dict[str, Any]]:
+        """What has not been sent, in order; the thread, should it still hang in a call, changes nothing of that."""
+        with self._turn:
+            self._left = self._thread.is_alive()
+            left = [*self._unsent]
+            if self._left:
+                self.problem = self.problem or f"a call has not ended in {LAST_CALL_S:g} s after time was up"
+                current = [self._current] if self._current else []
+                late = bool(current) and current[0]["kind"] == "text"
+                left = [*([] if late else current), *left]
+                while not self._pending.empty():
+                    left.append(self._pending.get())  # type: ignore[arg-type]
+                left += [*self._files, *(current if late else [])]
+        return [record for record in left if record is not None]
 
     def _put(self, kind: str, run: str, **fields: Any) -> None:
-        if self.uri is not None:
-            record = {"kind": kind, "run": run, "time": int(time.time() * 1000), **fields}
-            if kind == "start" and run == PARENT:
-                self._opening = [record]
+        self._send_later(_record(kind, run, **fields))
+
+    def _send_later(self, record: dict[str, Any]) -> None:
+        if self._store is not None:
             self._spool.add(record)
             self._pending.put(record)
 
-    def _work(self) -> None:
-        files: list[dict[str, Any]] = []
-        while (operation := self._pending.get()) is not None:
-            if self._unsent:
-                self._unsent.append(operation)  # records stay in order: after one is given up, all are spooled
-            elif not self._deliver(operation, patient=operation["kind"] != "text"):
-                # Files lie in another store than figures, and must not hold those up.
-                (files if operation["kind"] == "text" else self._unsent).append(operation)
-            self._acknowledged += 1
-        self._unsent += [file for file in files if self._unsent or not self._deliver(file, patient=False)]
+    # --- the thread
 
-    def _deliver(self, operation: dict[str, Any], patient: bool) -> bool:
+    def _work(self) -> None:
+        while (record := self._pending.get()) is not None:
+            with self._turn:
+                self._current = record
+                blocked = bool(self._unsent)  # records stay in order: after one is given up, all are spooled
+            done = not blocked and self._deliver(record, patient=record["kind"] != "text")
+            with self._turn:
+                if self._left:
+                    return
+                self._current = None
+                if not done:
+                    # Files lie in another store than figures, and must not hold those up.
+                    late = record["kind"] == "text" and not blocked
+                    (self._files if late else self._unsent).append(record)
+                    if late:
+                        self._spool.add(record)  # it counts as done below
+            self._acknowledged += record["kind"] != "look"
+        self._finish()
+
+    def _finish(self) -> None:
+        """Files that had to wait, and the end of a parent run that nobody has ended."""
+        assert self._store is not None
+        rest = [*self._files]
+        if self.closing and not self._unsent and self._store.open_end:
+            rest += self.closing
+        self._files = []
+        for place, record in enumerate(rest):
+            with self._turn:
+                self._current, self._files = record, rest[place + 1 :]
+            done = not self._unsent and self._deliver(record, patient=record["kind"] != "text")
+            with self._turn:
+                if self._left:
+                    return
+                self._current, self._files = None, []
+                self._unsent += [] if done else [record]
+
+    def _deliver(self, record: Mapping[str, Any], patient: bool) -> bool:
         """Send one record; when patient, try again until it is taken or time is up."""
+        assert self._store is not None
         while time.monotonic() < self._deadline:
+            ready = False
             try:
-                self._client = self._client or self._connect()
-                if self._lost:
-                    self._fill_again(self._client)
-                self._send(self._client, operation)
-                self.sent += 1
+                self._store.connect()
+                ready = True
+                self._store.write(record)
+                self.sent += record["kind"] != "look"
                 self._deadline = min(self._limit, max(self._deadline, time.monotonic() + FLUSH_S))
                 return True
             except Exception as error:  # the store is another program's: whatever it raises, training goes on
-                reason = reason_of(error, self.uri or "")
-                if self.runs and refill.is_lost(error) and not self._lost:
-                    log.warning(
-                        "MLflow has lost the runs of this search; they are written again, as the study has them"
-                    )
-                    self._lost, self._client = True, None
+                if self._store.mend(error):
                     continue
-                if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
-                    log.warning("MLflow refuses a record of run %s for good: %s", operation["run"], reason)
+                reason = reason_of(error, self.uri or "")
+                if ready and record["kind"] != "text" and self._store.refuses(error):
+                    log.warning("MLflow refuses what stands in a record of run %s: %s", record["run"], reason)
                     return True
                 if self.problem != reason:
                     self.problem = reason
@@ -205,90 +284,17 @@ class Tracker:
         self.problem = self.problem or "there was no time left"
         return False
 
-    def _fill_again(self, client: Any) -> None:
-        """Write all that the study knows to a store that has lost it."""
-        if not self._opening:
-            raise LookupError("the search has not begun")
-        self.runs, self.earlier, now = {}, frozenset(), int(time.time() * 1000)
-        self._told = set()
-        told = list(refill.told_by_study(self.folder, self.name, now))
-        for operation in [*self._opening, *told]:
-            self._send(client, operation)
-        self._lost, self._told = False, {(o["run"], o["step"]) for o in told if o["kind"] == "metrics"}
 
-    def _connect(self) -> Any:
-        quiet_environment()
-        assert self.uri is not None
-        if self._lost and self.uri.startswith(SQLITE):
-            refill.make_tables(self.uri)
-        from mlflow.tracking import MlflowClient
+def _record(kind: str, run: str, **fields: Any) -> dict[str, Any]:
+    return {"kind": kind, "run": run, "time": int(time.time() * 1000), **fields}
 
-        client = MlflowClient(tracking_uri=self.uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is not None:
-            self.experiment_id = experiment.experiment_id
-            if self._unknown:
-                self.runs = refill.find_runs(client, experiment.experiment_id, self.name, PARENT)
-                self.earlier, self._unknown = frozenset(self.runs), False
-        else:
-            artifacts = None
-            if self.uri.startswith(SQLITE):
-                artifacts = (Path(self.uri.removeprefix(SQLITE)).parent / "mlflow-artifacts").as_uri()
-            self.experiment_id = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
-        return client
 
-    def _send(self, client: Any, operation: dict[str, Any]) -> None:
-        """Write a record of the spool; its kinds are the methods below."""
-        kind, run = operation["kind"], self.runs.get(operation["run"])
-        if kind == "start":
-            self._start_run(client, run, operation)
-        elif run is None:
-            log.warning("a record of run %s belongs to another MLflow store and is left out", operation["run"])
-        else:
-            write = {"metrics": self._write_metrics, "text": self._write_text, "end": self._end_run}[kind]
-            write(client, run, operation)
+def _opens(record: Mapping[str, Any]) -> bool:
+    """Whether a record makes the parent run."""
+    return bool(record["kind"] == "start" and record["run"] == PARENT)
 
-    def _start_run(self, client: Any, run: str | None, operation: dict[str, Any]) -> None:
-        """Make a run, or let one go on; its params and first metrics are written once."""
-        from mlflow.entities import Metric, Param
 
-        name, tags, at = operation["run"], operation["tags"], operation["time"]
-        if run is None:
-            parent = {} if name == PARENT else {"mlflow.parentRunId": self.runs[PARENT]}
-            created = client.create_run(
-                self.experiment_id, start_time=at, tags=tags | parent, run_name=operation["name"]
-            )
-            run = self.runs[name] = created.info.run_id
-            self._note({name: run})
-        else:
-            client.update_run(run, status="RUNNING")
-            for key, value in tags.items():
-                client.set_tag(run, key, value)
-        new = name not in self.earlier
-        params = [Param(key, value[:6000]) for key, value in operation["params"].items() if new]
-        metrics = [Metric(k, v, at, 0) for k, v in operation.get("metrics", {}).items() if new]
-        for start in range(0, max(len(params), bool(metrics)), BATCH_PARAMS):
-            client.log_batch(run, metrics, params[start : start + BATCH_PARAMS])
-            metrics = []
-        self.earlier |= {name}  # a trial that is tried again starts again
-
-    def _write_metrics(self, client: Any, run: str, operation: dict[str, Any]) -> None:
-        """One batch a step; one that may be repeated only if it is not there, an accuracy that was told only once."""
-        from mlflow.entities import Metric
-
-        step, at = operation["step"], operation["time"]
-        if operation.get("once") and any(m.step == step for m in client.get_metric_history(run, "val/accuracy")):
-            return
-        told = (operation["run"], step) in self._told
-        metrics = {k: v for k, v in operation["metrics"].items() if not (told and k == "val/accuracy")}
-        client.log_batch(run, metrics=[Metric(k, float(v), at, step) for k, v in metrics.items()])
-
-    def _write_text(self, client: Any, run: str, operation: dict[str, Any]) -> None:
-        client.log_text(run, operation["text"], operation["file"])
-
-    def _end_run(self, client: Any, run: str, operation: dict[str, Any]) -> None:
-        from mlflow.entities import RunTag
-
-        client.log_batch(run, tags=[RunTag(key, value) for key, value in operation["tags"].items()])
-        client.set_terminated(run, operation["status"], end_time=operation["time"])
-        self._note({})
+def waiting(folder: Path) -> int:
+    """Records in the spool of a search that have not been sent."""
+    before = known.read(folder)
+    return len(Spool(folder / SPOOL_FILE).read(before.acknowledged if before else 0))
