@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from hksd import bounds
 from hksd.config import changes as changing
 from hksd.config.changes import Change
 from hksd.config.train import TrainConfig
@@ -28,11 +29,11 @@ from hksd.models import check_name as check_model
 from hksd.modes import MODES, DataFreeConfig, PruneConfig, RobustConfig
 from hksd.schema import LAST_SEED, Section, check
 from hksd.terms import TERMS, TermConfig
-from hksd.yaml import Document, apply_overrides, read_yaml, to_yaml
+from hksd.yaml import Document, read_yaml, to_yaml
 
 RANGE_HINT = "; ranges are for search spaces (`hksd search`), not for a single run"
-ModelName = Annotated[str, AfterValidator(check_model)]
-ModulePath = Annotated[str, Field(min_length=1)]
+ModelName = Annotated[str, Field(max_length=bounds.NAME_LENGTH), AfterValidator(check_model)]
+ModulePath = Annotated[str, Field(min_length=1, max_length=bounds.PATH_LENGTH)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,13 @@ class AttentionTraining(Section):
         Literal["task", "joint", "random"],
         Field(description="task loss on the frozen teacher; teacher and estimators together from scratch; untrained"),
     ] = "task"
-    epochs: Annotated[int, Field(ge=1, description="epochs of estimator training on the frozen teacher")] = 15
-    lr: Annotated[float, Field(gt=0, description="learning rate of the estimators (SGD, cosine)")] = 0.05
-    batch_size: Annotated[int, Field(ge=1, description="images per step")] = 128
+    epochs: Annotated[
+        int, Field(ge=1, le=bounds.EPOCHS, description="epochs of estimator training on the frozen teacher")
+    ] = 15
+    lr: Annotated[
+        float, Field(ge=bounds.RATE_LEAST, le=bounds.RATE, description="learning rate of the estimators (SGD, cosine)")
+    ] = 0.05
+    batch_size: Annotated[int, Field(ge=1, le=bounds.BATCH, description="images per step")] = 128
 
     def dead_knobs(self) -> frozenset[str]:
         """Random estimators are not trained, joint ones with the knobs of the teacher."""
@@ -57,14 +62,23 @@ class NetworkConfig(Section):
     """A network, teacher or student."""
 
     model: Annotated[ModelName, Field(description="network: a name, or package.module:factory of your own")]
-    width: Annotated[float, Field(gt=0, description="multiplier on its channels")] = 1.0
+    width: Annotated[float, Field(ge=bounds.WIDTH_LEAST, le=bounds.WIDTH, description="multiplier on its channels")] = (
+        1.0
+    )
     descriptor_dim: Annotated[
         int | None,
-        Field(ge=1, description="size of a global descriptor before the classifier (KSANC: 128); deployed and counted"),
+        Field(
+            ge=1,
+            le=bounds.FEATURES,
+            description="size of a global descriptor before the classifier (KSANC: 128); deployed and counted",
+        ),
     ] = None
     taps: Annotated[
         tuple[ModulePath, ...],
-        Field(description="module paths of the stages, for torchvision's networks (default theirs) and your own"),
+        Field(
+            max_length=bounds.LIST_LENGTH,
+            description="module paths of the stages, for torchvision's networks (default theirs) and your own",
+        ),
     ] = ()
     classifier: Annotated[
         ModulePath | None, Field(description="module path of the classifier, likewise; default the last nn.Linear")
@@ -93,12 +107,21 @@ class TeacherConfig(NetworkConfig):
 
     checkpoint: Annotated[str | None, Field(description="weights to load (.safetensors, or .pt state dict)")] = None
     pretrained: Annotated[bool, Field(description="take torchvision's published weights (1000 classes)")] = False
-    epochs: Annotated[int, Field(ge=1, description="epochs of training, when it is trained here")] = 20
-    batch_size: Annotated[int, Field(ge=1, description="images per step")] = 128
-    lr: Annotated[float, Field(gt=0, description="peak learning rate (SGD with Nesterov momentum, cosine)")] = 0.1
-    weight_decay: Annotated[float, Field(ge=0, description="weight decay")] = 5e-4
+    epochs: Annotated[int, Field(ge=1, le=bounds.EPOCHS, description="epochs of training, when it is trained here")] = (
+        20
+    )
+    batch_size: Annotated[int, Field(ge=1, le=bounds.BATCH, description="images per step")] = 128
+    lr: Annotated[
+        float,
+        Field(
+            ge=bounds.RATE_LEAST, le=bounds.RATE, description="peak learning rate (SGD with Nesterov momentum, cosine)"
+        ),
+    ] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, le=bounds.DECAY, description="weight decay")] = 5e-4
     seed: Annotated[int, Field(ge=0, le=LAST_SEED, description="initial weights and order of images")] = 0
-    threads: Annotated[int, Field(ge=1, description="CPU threads of its training; part of its exact reproduction")] = 1
+    threads: Annotated[
+        int, Field(ge=1, le=bounds.CORES, description="CPU threads of its training; part of its exact reproduction")
+    ] = 1
     precision: Annotated[PrecisionName, Field(description="arithmetic of its training, as in the section train")] = (
         "auto"
     )
@@ -276,8 +299,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: the file cannot be read, or an override is malformed.
         ConfigError: with every fault, its line and key path.
     """
-    document = read_yaml(Path(path))
-    return from_document(dataclasses.replace(document, tree=apply_overrides(document.tree, overrides)))
+    return from_document(read_yaml(Path(path)).changed(overrides))
 
 
 def dump(config: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from hksd import bounds
 from hksd.schema import LAST_SEED, Section
 
 
@@ -38,10 +39,16 @@ class DataConfig(Section):
         bool | None,
         Field(description="decode images when needed, not into memory; default on for imagenet and tiny_imagenet"),
     ] = None
-    limit: Annotated[int | None, Field(ge=1, description="class-balanced subset of that many training images")] = None
+    limit: Annotated[
+        int | None, Field(ge=1, le=bounds.IMAGES, description="class-balanced subset of that many training images")
+    ] = None
     image_size: Annotated[
         int | None,
-        Field(ge=4, description="resize to that many pixels; default 224 for imagenet, 64 for tiny_imagenet"),
+        Field(
+            ge=4,
+            le=bounds.PIXELS,
+            description="resize to that many pixels; default 224 for imagenet, 64 for tiny_imagenet",
+        ),
     ] = None
     validation: Annotated[float, Field(gt=0, lt=1, description="share of the training images kept for validation")] = (
         0.1
@@ -60,16 +67,24 @@ class DataConfig(Section):
     ] = None
     crop: Annotated[
         int | None,
-        Field(ge=0, description="pad by that many pixels and crop; default 1 for digits, 12 for stl10, else 4"),
+        Field(
+            ge=0,
+            le=bounds.PIXELS,
+            description="pad by that many pixels and crop; default 1 for digits, 12 for stl10, else 4",
+        ),
     ] = None
     flip: Annotated[
         bool | None, Field(description="random horizontal flip; default off for digits and svhn, else on")
     ] = None
     noise: Annotated[
         float,
-        Field(ge=0, description="sigma of the Gaussian artefacts of tcifar10 and tcifar100, on normalised pixels"),
+        Field(
+            ge=0,
+            le=bounds.FACTOR,
+            description="sigma of the Gaussian artefacts of tcifar10 and tcifar100, on normalised pixels",
+        ),
     ] = 1.0
-    threads: Annotated[int, Field(ge=1, description="threads that decode streamed images")] = 4
+    threads: Annotated[int, Field(ge=1, le=bounds.CORES, description="threads that decode streamed images")] = 4
 
     def __post_init__(self) -> None:
         # The data set's own customs become explicit here, so that an exported configuration states them.

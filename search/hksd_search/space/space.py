@@ -18,7 +18,7 @@ from hksd.config import changes
 from hksd.config.run import RunConfig, from_tree
 from hksd.errors import KeyPath, Problem, UserError, unknown
 from hksd.schema import check, section_fields
-from hksd.yaml import Document, apply_overrides, parse_yaml, read_yaml
+from hksd.yaml import Document, parse_yaml, read_yaml
 from hksd_search.space import alternatives, ranges
 from hksd_search.space.ranges import Draws, Range, grid_problems
 from hksd_search.space.settings import SearchConfig
@@ -164,8 +164,7 @@ def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Space:
         ConfigError: every fault of the file, with line and key path.
     """
     path = find(name)
-    document = read_yaml(path)
-    return parse(replace(document, tree=apply_overrides(document.tree, overrides)), path.stem)
+    return parse(read_yaml(path).changed(overrides), path.stem)
 
 
 def loads(text: str, name: str, source: str) -> Space:
