@@ -31,7 +31,7 @@ FACTOR = 1e6  # anything else that multiplies, and norms
 
 # Data
 IMAGES = 10**9  # the largest public collections of labelled images have 10^8 to 10^9
-DIGITS_PIXELS = 256  # the images of digits have 8, and all lie in memory
+DIGITS_PIXELS = 1024  # the images of digits have 8, and all 1,797 lie in memory
 
 # Searches
 TRIALS = 10**6  # the largest published searches have some ten thousand

@@ -23,7 +23,8 @@ from hksd.config.changes import Change
 from hksd.config.train import TrainConfig
 from hksd.data.settings import DataConfig
 from hksd.device.precision import PrecisionName
-from hksd.errors import Problem
+from hksd.errors import Problem, UserError
+from hksd.files import expanded
 from hksd.models import NetworkSpec, check_settings
 from hksd.models import check_name as check_model
 from hksd.modes import MODES, DataFreeConfig, PruneConfig, RobustConfig
@@ -299,7 +300,30 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: the file cannot be read, or an override is malformed.
         ConfigError: with every fault, its line and key path.
     """
-    return from_document(read_yaml(Path(path)).changed(overrides))
+    document = read_yaml(Path(path)).changed(overrides)
+    config = from_document(document)
+    if faults := path_faults(document.tree):
+        raise document.error(faults)
+    return config
+
+
+PATHS = ("data", "root"), ("teacher", "checkpoint")
+
+
+def path_faults(tree: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the form of the paths in a valid tree.
+
+    It is asked where a user gives a file, and not of every configuration: the homes of one machine are not those of
+    another, where the same configuration may be read in a report.
+    """
+    faults = []
+    for section, key in PATHS:
+        if isinstance(path := (tree.get(section) or {}).get(key), str):
+            try:
+                expanded(path, "")
+            except UserError as error:
+                faults.append(Problem((section, key), str(error).removeprefix(": ")))
+    return faults
 
 
 def dump(config: Any) -> Any:

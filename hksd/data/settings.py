@@ -99,6 +99,11 @@ class DataConfig(Section):
             object.__setattr__(self, "crop", {"digits": 1, "stl10": 12}.get(self.name, 4))
         if self.flip is None:
             object.__setattr__(self, "flip", self.name not in ("digits", "svhn"))
+        if self.name == "digits" and (self.image_size or 0) > bounds.DIGITS_PIXELS:
+            raise ValueError(
+                f"data.image_size is at most {bounds.DIGITS_PIXELS} for digits, whose images of 8 pixels lie in memory "
+                f"(got {self.image_size})"
+            )
         if self.name != "digits" and self.root is None:
             raise ValueError(f"data.root is required for {self.name}: the folder with its files")
 

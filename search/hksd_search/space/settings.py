@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from hksd import bounds
+from hksd.bounds import COST
 from hksd.errors import describe, unknown
 from hksd.schema import Section, section_fields
 
@@ -24,17 +25,15 @@ SamplerName = Literal["auto", "tpe", "gp", "nsga2", "nsga3", "random", "grid"]
 class Limits(Section):
     """Hard limits on the deployed student; a draw outside is rejected before training."""
 
-    params: Annotated[int | None, Field(ge=1, le=bounds.COST, description="largest number of parameters")] = None
-    mflops: Annotated[
-        float | None, Field(gt=0, le=bounds.COST, description="largest MFLOPs of one image, 2 x MACs")
-    ] = None
+    params: Annotated[int | None, Field(ge=1, le=COST, description="largest number of parameters")] = None
+    mflops: Annotated[float | None, Field(gt=0, le=COST, description="largest MFLOPs of one image, 2 x MACs")] = None
     peak_memory_mb: Annotated[
         float | None,
-        Field(gt=0, le=bounds.COST, description="largest memory for one image's inference, in 10^6 bytes, float32"),
+        Field(gt=0, le=COST, description="largest memory for one image's inference, in 10^6 bytes, float32"),
     ] = None
     latency_ms: Annotated[
         float | None,
-        Field(gt=0, le=bounds.COST, description="largest median latency of one image on search.latency.target"),
+        Field(gt=0, le=COST, description="largest median latency of one image on search.latency.target"),
     ] = None
 
     def bounds(self) -> dict[str, float]:
