@@ -135,6 +135,8 @@ class _Dumper(yaml.SafeDumper):
         """The tag that the reader would give to a value."""
         if kind is not yaml.ScalarNode or not implicit[0]:
             return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        if value == "<<":
+            return TAG + "merge"  # as a key without quotes, the reader refuses it
         with suppress(ValueError):
             return TAG + KINDS[type(plain(value))]
         return TAG + "int"  # one of too many digits

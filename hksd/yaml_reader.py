@@ -16,7 +16,7 @@ from hksd.scalars import KINDS, TAG, plain
 
 # A configuration is written by people and read in a moment. Without these bounds a few lines of aliases stand for
 # 10^20 values, and the parser takes time that grows with the square of the depth.
-NODES = 20_000  # keys, values and lists, with what aliases stand for
+NODES = 10_000  # keys, values and lists, with what aliases stand for
 LEVELS = 50
 
 

@@ -71,7 +71,8 @@ def _look(space: Space, count: int, name: str, overrides: list[str]) -> _Seen:
     """Draw from a space. Sizes need the shape of the images: where the data cannot be read, they are left out.
 
     Raises:
-        UserError: no draw makes a valid run, a network of the user's own does not work, or a run wants knowledge of views that cannot be enough.
+        UserError: no draw makes a valid run, a network of the user's own does not work, or a run wants knowledge of
+            views that cannot be enough.
     """
     from hksd import data as datasets
     from hksd.config.run import config_hash
