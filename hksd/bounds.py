@@ -22,7 +22,7 @@ PIXELS = 4096  # height and width of images; an image of floats then takes 200 M
 
 # Factors
 RATE_LEAST = 1e-12  # of learning; float32 rounds smaller steps on weights of usual size away
-RATE = 1e4  # with large batches and normalised steps rates of 10 to 100 are published
+RATE = 1e12  # rates to 100 are published; such a one ends the run within some steps, with a loss that is not finite
 DECAY = 100.0  # of weights; usual is 10^-5 to 1
 WEIGHT = 1e8  # of a term beside others: float32 has 24 bits, so that beyond it nothing is left of the others
 TEMPERATURE_LEAST = 1e-3  # logits of usual size then differ by thousands: the softmax is one-hot
