@@ -181,8 +181,8 @@ def _card(
         "print(model(images).argmax(1))  # class numbers",
         "```",
         "",
-        "`student.pt2` can run code when somebody has changed it (`torch.export.load` unpickles parts of it): load only "
-        "files that you trust, and else `student.safetensors`, which holds nothing but numbers.",
+        "`student.pt2` can run code once somebody has changed it (`torch.export.load` unpickles parts of it): load "
+        "only files that you trust, and else `student.safetensors`, which holds nothing but numbers.",
         "",
         *(_onnx_use(channels, height) if "onnx_max_difference" in facts else []),
         f"Classes, in order: {', '.join(data.classes)}. The normalisation is inside the program.",
