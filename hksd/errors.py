@@ -24,15 +24,16 @@ class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault of a configuration: where (key path) and what."""
+    """One fault of a configuration: where (key path, and line or option of the command line) and what."""
 
     path: KeyPath
     message: str
     line: int | None = None
+    option: str | None = None
 
     def __str__(self) -> str:
-        where = key_path(self.path) or "(top level)"
-        return f"{where}{f' (line {self.line})' if self.line else ''}: {self.message}"
+        where, place = key_path(self.path) or "(top level)", f"line {self.line}" if self.line else self.option
+        return f"{where}{f' ({place})' if place else ''}: {self.message}"
 
 
 class ConfigError(UserError):
@@ -97,5 +98,5 @@ def describe(value: Any) -> str:
     """Show a wrong value in a message, shortened."""
     if value is None:
         return "nothing"
-    text = repr(value)
+    text = str(value).lower() if isinstance(value, bool) else repr(value)  # as YAML spells it
     return text if len(text) <= 60 else text[:57] + "..."

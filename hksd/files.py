@@ -9,10 +9,41 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from hksd.bounds import NAME_LENGTH, PATH_LENGTH
 from hksd.errors import UserError
+
+SHOWN = 100  # characters of a path that a message about its form repeats
 
 # What systems say whose folders cannot be opened or synchronised: they keep names in their own way.
 NO_SYNC = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+
+
+def expanded(path: str | Path, key: str) -> Path:
+    """A path as the user wrote it, with ``~`` and ``~user`` put in full.
+
+    Args:
+        path: what was written.
+        key: key path or option that it stands at, for messages.
+
+    Raises:
+        UserError: no path can be so: empty, of an unknown user, too long, or with a NUL inside.
+    """
+    text = str(path)
+    shown = text if len(text) <= SHOWN else text[:SHOWN] + "..."
+    if not text.strip():
+        raise UserError(f"{key}: an empty path; write . for the folder that you are in")
+    if "\0" in text:
+        raise UserError(f"{key}: {shown!r} has a NUL inside, which no path can")
+    try:
+        found = Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}: {shown}: there is no user of that name here, so no home folder") from error
+    longest = max(len(os.fsencode(part)) for part in (*found.parts, ""))
+    if longest > NAME_LENGTH or len(os.fsencode(found)) > PATH_LENGTH:
+        raise UserError(
+            f"{key}: {shown}: too long: names have at most {NAME_LENGTH} bytes, and paths {PATH_LENGTH} in all"
+        )
+    return found
 
 
 @contextmanager
@@ -54,23 +85,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with replaced(path) as file:
         file.write(content)
-
-
-def expanded(path: str, key: str) -> Path:
-    """The path that a configuration gives under `key`, with ``~`` and ``~user`` as the home folders they stand for.
-
-    Raises:
-        UserError: there is no such user.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        user = Path(path).parts[0].removeprefix("~")
-        raise UserError(
-            f"{key}: {path}: "
-            + (f"there is no user '{user}' on this machine" if user else "this user has no home folder")
-            + "; write the path in full"
-        ) from error
 
 
 def _sync(folder: Path) -> None:

@@ -14,17 +14,22 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import SchemaValidator, core_schema
 
+from hksd.bounds import PATH_LENGTH
 from hksd.errors import ConfigError, Problem, describe, nearest
 
 T = TypeVar("T")
+PROBLEMS = 100  # of one section that are told; each unknown key is compared with all known ones
 LAST_SEED = 2**63 - 1  # the largest that numpy, torch and Optuna all take
 
 
 class Section:
     """Base of every configuration dataclass: unknown keys are errors, and a section knows its dead knobs."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", allow_inf_nan=False, str_max_length=PATH_LENGTH
+    )
 
     def dead_knobs(self) -> frozenset[str]:
         """Names of fields that cannot influence the run given the other fields (left out of the hash)."""
@@ -32,8 +37,39 @@ class Section:
 
 
 @functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _validator(kind: Any) -> SchemaValidator:
+    return SchemaValidator(_strict(TypeAdapter(kind).core_schema))
+
+
+def _strict(schema: Any) -> Any:
+    """A schema whose scalars take what they are: no text or truth for a number, no number for a truth.
+
+    A whole number without a fraction may be written as 1e3. Lists still make tuples, and mappings sections, which
+    pydantic's own strict mode refuses.
+    """
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(_strict, schema))
+    if not isinstance(schema, dict):
+        return schema
+    kind = schema.get("type")
+    if kind in ("int", "float", "bool", "str"):
+        exact = {**schema, "strict": True}
+        return core_schema.no_info_before_validator_function(_whole, exact) if kind == "int" else exact
+    return {key: _strict_below(value) if key in _BELOW else value for key, value in schema.items()}
+
+
+def _strict_below(part: Any) -> Any:
+    if isinstance(part, dict) and not isinstance(part.get("type"), str):  # fields by their names
+        return {name: _strict(field) for name, field in part.items()}
+    return _strict(part)
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# Keys of pydantic's core schemas that hold other schemas.
+_BELOW = frozenset({"schema", "fields", "choices", "items_schema", "keys_schema", "values_schema", "definitions"})
 
 
 def check(kind: type[T], tree: Any, *, hint: str = "") -> tuple[T | None, list[Problem]]:
@@ -43,10 +79,10 @@ def check(kind: type[T], tree: Any, *, hint: str = "") -> tuple[T | None, list[P
         The object and no problems, or None and every problem found.
     """
     try:
-        value: T = _adapter(kind).validate_python(tree)  # type: ignore[arg-type]  # classes are hashable
+        value: T = _validator(kind).validate_python(tree)  # type: ignore[arg-type]  # classes are hashable
         return value, []
     except ValidationError as error:
-        return None, [_problem(kind, dict(detail), hint) for detail in error.errors()]
+        return None, [_problem(kind, dict(detail), hint) for detail in error.errors()[:PROBLEMS]]
 
 
 def build(kind: type[T], tree: Any, source: str = "configuration") -> T:
@@ -80,6 +116,9 @@ def _problem(kind: type, detail: Mapping[str, Any], hint: str) -> Problem:
         message = str(context["error"])
     elif code in _TYPES:
         message = f"must be {_TYPES[code]}{got}"
+    elif code in _LENGTHS:
+        length, unit = next(iter(context.values())), _LENGTHS[code]
+        message = f"is too long: at most {length} {unit}{got}"
     else:
         message = f"{detail['msg'][0].lower()}{detail['msg'][1:]}{got}"
     if isinstance(given, dict) and not allowed_keys(kind, path) and code != "extra_forbidden":
@@ -93,6 +132,7 @@ _RANGES = {
     "less_than": "less than",
     "less_than_equal": "at most",
 }
+_LENGTHS = {"string_too_long": "characters", "too_long": "items"}
 _TYPES = {
     "float_parsing": "a number",
     "float_type": "a number",

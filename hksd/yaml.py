@@ -1,80 +1,145 @@
-"""YAML with the line of every key, and one rule for scalars."""
+"""YAML 1.2 with the line of every key: the core schema, and nothing that hangs, runs code or grows without end."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import io
+import stat
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hksd.bounds import NAME_LENGTH
 from hksd.errors import ConfigError, KeyPath, Problem, UserError, describe
+from hksd.scalars import KINDS, TAG, plain
+from hksd.yaml_reader import LEVELS, FaultError, Reader, copied
+
+FILE_BYTES = 2**18  # a configuration is written by people
+SHOWN = 200  # characters of an override that a message repeats
 
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed YAML file: its tree, its name for messages, and the line of every key path."""
+    """A parsed YAML file: its tree, its name for messages, and where every key path comes from.
+
+    Attributes:
+        tree: nested mappings, lists and values.
+        source: file, or another origin.
+        lines: line of every key path of the file.
+        options: key paths that were set on the command line, in place of the file.
+    """
 
     tree: Any
     source: str
     lines: Mapping[KeyPath, int]
+    options: frozenset[KeyPath] = field(default=frozenset())
 
     def error(self, problems: Sequence[Problem]) -> ConfigError:
         """Build the error for `problems`, each with the line where its key stands, in the order of the file."""
-        placed = [dataclasses.replace(p, line=p.line or self._line(p.path)) for p in problems]
+        placed = [self._placed(problem) for problem in problems]
         return ConfigError(self.source, sorted(placed, key=lambda p: (p.line is None, p.line or 0)))
 
-    def _line(self, path: KeyPath) -> int | None:
-        for end in range(len(path), 0, -1):
-            if path[:end] in self.lines:
-                return self.lines[path[:end]]
-        return None
+    def _placed(self, problem: Problem) -> Problem:
+        """A problem with its line, or with the option that set what is wrong: whatever stands nearest above its key."""
+        if problem.line:
+            return problem
+        for end in range(len(problem.path), 0, -1):
+            if problem.path[:end] in self.options:
+                return dataclasses.replace(problem, option="--set")
+            if problem.path[:end] in self.lines:
+                return dataclasses.replace(problem, line=self.lines[problem.path[:end]])
+        return problem
+
+    def changed(self, overrides: Sequence[str]) -> Document:
+        """This document with ``a.b=value`` overrides, whose faults are then told as such; see `apply_overrides`."""
+        options = frozenset(_override(override)[0] for override in overrides)
+        lines = {path: line for path, line in self.lines.items() if not any(_inside(path, set_) for set_ in options)}
+        return Document(apply_overrides(self.tree, overrides), self.source, lines, self.options | options)
+
+
+def _inside(path: KeyPath, above: KeyPath) -> bool:
+    return path[: len(above)] == above
 
 
 def read_yaml(path: Path) -> Document:
     """Read a YAML file safely.
 
     Raises:
-        UserError: the file cannot be read.
-        ConfigError: it is not YAML, is empty, is no mapping, or has a key twice.
+        UserError: the file cannot be read, is no plain file, too large or no text.
+        ConfigError: as for `parse_yaml`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        regular = stat.S_ISREG(path.stat().st_mode)
+        with path.open("rb") if regular else io.BytesIO() as file:
+            content = file.read(FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # a ValueError is a path with a NUL inside
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not regular:  # a pipe or a device may never end
+        raise UserError(f"{path}: cannot be read: not a plain file")
+    if len(content) > FILE_BYTES:
+        raise UserError(f"{path}: cannot be read: more than {FILE_BYTES:,} bytes, which no configuration has")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: cannot be read: line {line} is no text in UTF-8; save the file as UTF-8") from error
     return parse_yaml(text, str(path))
 
 
-# Scalars as in YAML 1.2: `off` (a key of ours) and dates are texts, 1e-3 is a number.
-_FLOAT = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$")
-_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+def parse_yaml(text: str, source: str) -> Document:
+    """Parse YAML text.
+
+    Raises:
+        ConfigError: it is not YAML, is empty or no mapping, has a key twice or one that is no text, has tags beyond
+            the core schema, or stands for more than is sane (`NODES`, `LEVELS`).
+    """
+    reader = Reader(text)
+    try:
+        tree = reader.read()
+    except FaultError as fault:
+        raise ConfigError(source, [*reader.faults, fault.problem]) from fault
+    if reader.faults:
+        raise ConfigError(source, reader.faults)
+    if not isinstance(tree, dict):
+        raise ConfigError(source, [Problem((), f"expected a mapping of sections, got {describe(tree)}")])
+    return Document(tree, source, reader.lines)
 
 
-def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    return {
-        first: [(tag, pattern) for tag, pattern in found if tag.split(":")[-1] not in ("bool", "timestamp")]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+def parse_scalar(text: str) -> Any:
+    """Read one YAML value.
+
+    Raises:
+        ValueError: as for `parse_yaml`, but a value need be no mapping.
+    """
+    reader = Reader(text)
+    try:
+        value = reader.read()
+    except FaultError as fault:
+        raise ValueError(fault.problem.message) from fault
+    if reader.faults:
+        raise ValueError(reader.faults[0].message)
+    return value
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader with the scalars above."""
-
-    yaml_implicit_resolvers = _resolvers()
+# --- writing
 
 
 class _Dumper(yaml.SafeDumper):
-    """The safe dumper that quotes what `_Loader` would not read as a text."""
+    """The safe dumper that quotes what `plain` would not read as a text."""
 
-    yaml_implicit_resolvers = _resolvers()
-
-
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        """The tag that the reader would give to a value."""
+        if kind is not yaml.ScalarNode or not implicit[0]:
+            return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        if value == "<<":
+            return TAG + "merge"  # as a key without quotes, the reader refuses it
+        with suppress(ValueError):
+            return TAG + KINDS[type(plain(value))]
+        return TAG + "int"  # one of too many digits
 
 
 def to_yaml(tree: Any) -> str:
@@ -82,75 +147,37 @@ def to_yaml(tree: Any) -> str:
     return str(yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
-def parse_scalar(text: str) -> Any:
-    """Read one YAML value."""
-    return yaml.load(text, Loader=_Loader)  # a subclass of the safe loader
-
-
-def parse_yaml(text: str, source: str) -> Document:
-    """Parse YAML text; see `read_yaml`."""
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        detail = str(getattr(error, "problem", None) or error)
-        line = mark.line + 1 if mark else None
-        raise ConfigError(source, [Problem((), f"not valid YAML: {detail}", line)]) from error
-    if not isinstance(tree, dict):
-        raise ConfigError(source, [Problem((), f"expected a mapping of sections, got {describe(tree)}")])
-    lines: dict[KeyPath, int] = {}
-    assert node is not None
-    faults = list(_walk(node, (), lines, ()))
-    if faults:
-        raise ConfigError(source, faults)
-    return Document(tree, source, lines)
-
-
-def _walk(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], above: tuple[yaml.Node, ...]) -> Iterator[Problem]:
-    """Fill `lines` below `node`; yield every key that stands twice and every alias to something around it."""
-    if any(node is other for other in above):
-        yield Problem(path, "this contains itself", node.start_mark.line + 1)
-        return
-    above = (*above, node)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            where, line = (*path, str(key.value)), key.start_mark.line + 1
-            if where in lines:
-                yield Problem(where, "this key stands twice", line)
-            lines[where] = line
-            yield from _walk(value, where, lines, above)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[(*path, index)] = value.start_mark.line + 1
-            yield from _walk(value, (*path, index), lines, above)
+# --- overrides
 
 
 def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return a copy of `tree` with ``a.b=value`` overrides set; values are read as YAML.
 
     Raises:
-        UserError: an override has no ``=``, or its path leads through a value that is no mapping.
+        UserError: an override has no ``=``, its value is no YAML, or its path leads through a value that is no mapping.
     """
-    result: dict[str, Any] = _copy(tree)
+    result: dict[str, Any] = copied(tree)
     for override in overrides:
-        path, equals, text = override.partition("=")
-        keys = path.strip().split(".")
-        if not equals or not all(keys):
-            raise UserError(f"--set {override}: expected KEY.PATH=VALUE, for example train.epochs=5")
+        keys, value = _override(override)
         node = result
         for key in keys[:-1]:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
                 raise UserError(f"--set {override}: '{key}' is a value, not a section")
-        try:
-            node[keys[-1]] = parse_scalar(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {override}: the value is not valid YAML") from error
+        node[keys[-1]] = value
     return result
 
 
-def _copy(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _copy(value) for key, value in tree.items()}
-    return [_copy(value) for value in tree] if isinstance(tree, list) else tree
+def _override(override: str) -> tuple[tuple[str, ...], Any]:
+    """Key path and value of an override."""
+    path, equals, text = override.partition("=")
+    keys = tuple(path.strip().split("."))
+    shown = override if len(override) <= SHOWN else override[:SHOWN] + "..."
+    if not equals or not all(keys):
+        raise UserError(f"--set {shown}: expected KEY.PATH=VALUE, for example train.epochs=5")
+    if len(keys) > LEVELS or max(map(len, keys)) > NAME_LENGTH:
+        raise UserError(f"--set {shown}: there is no key of such a length")
+    try:
+        return keys, parse_scalar(text)
+    except ValueError as error:
+        raise UserError(f"--set {shown}: the value is wrong: {error}") from error

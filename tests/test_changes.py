@@ -148,7 +148,7 @@ def test_a_checkpoint_with_another_past_is_no_start(run: Make, tmp_path: Path) -
         ([{"epoch": 2, "set": {"train.lr": 1}}] * 2, "", "changes[1].epoch: 2 does not come after 2"),
         ([{"epoch": 1, "set": {"train.lrr": 1}}], "changes.0.set", "did you mean 'train.lr'"),
         ([{"epoch": 1, "set": {"train.epochs": 9}}], "changes.0.set", "what can: train.lr, train.momentum"),
-        ([{"epoch": 1, "set": {"train.lr": 0}}], "changes.0.set.train.lr", "greater than 0"),
+        ([{"epoch": 1, "set": {"train.lr": 0}}], "changes.0.set.train.lr", "at least 1e-12"),
         ([{"epoch": 1, "set": {"train.momentum": 1}}], "changes.0.set.train.momentum", "less than 1"),
         ([{"epoch": 1, "set": {"terms.kd.weight": math.nan}}], "changes.0.set.terms.kd.weight", "finite"),
         ([{"epoch": 1, "set": {"terms.kd.weight": -1}}], "changes.0.set.terms.kd.weight", "at least 0"),

@@ -478,7 +478,7 @@ def test_a_read_only_folder_is_named(files: Path, tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["teacher.min_accuracy=1.0"], "below teacher.min_accuracy 100.00%"),
-        (["train.lr=1e30"], "the loss is not finite at epoch 1"),
+        (["train.lr=1e12"], "the loss is not finite at epoch 1"),
     ],
 )
 def test_a_run_that_fails_exits_with_1_and_its_reason(overrides: list[str], message: str, files: Path) -> None:

@@ -311,7 +311,7 @@ def test_every_fault_of_a_file_is_told_at_once_with_line_path_allowed_values_and
         "data.valdation": (1, ["unknown key", "did you mean 'validation'"]),
         "teacher.model": (3, ["unknown model 'resnte20'", "did you mean 'resnet20'", "resnet56"]),
         "teacher.epochs": (4, ["at least 1", "got 0"]),
-        "student.width": (7, ["greater than 0", "got -1"]),
+        "student.width": (7, ["at least 0.01", "got -1"]),
         "terms.ce.weight": (9, ["must be a number", "'lots'"]),
         "terms.kdd": (10, ["did you mean 'kd'", ", ".join(TERMS)]),
         "terms.squeeze.depth": (12, ["at most 3", "got 4"]),

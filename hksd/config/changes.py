@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from hksd import bounds
 from hksd.config.train import TrainConfig
 from hksd.errors import nearest
 from hksd.schema import Section
@@ -83,7 +84,7 @@ class Values(Mapping[str, float]):
 class Change(Section):
     """From some epoch on, a run goes on with other values."""
 
-    epoch: Annotated[int, Field(ge=1, description="finished epochs after which the values hold")]
+    epoch: Annotated[int, Field(ge=1, le=bounds.EPOCHS, description="finished epochs after which the values hold")]
     set: Annotated[Values, Field(description="key path: new value")]
 
     def __post_init__(self) -> None:

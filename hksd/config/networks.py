@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from hksd import bounds
 from hksd.class_names import ClassNames
 from hksd.device.precision import PrecisionName
 from hksd.models import NetworkSpec, check_settings
@@ -15,8 +16,8 @@ from hksd.models import check_name as check_model
 from hksd.schema import LAST_SEED, Section
 
 Preprocess = Literal["own", "none", "imagenet"]
-ModelName = Annotated[str, AfterValidator(check_model)]
-ModulePath = Annotated[str, Field(min_length=1)]
+ModelName = Annotated[str, Field(max_length=bounds.NAME_LENGTH), AfterValidator(check_model)]
+ModulePath = Annotated[str, Field(min_length=1, max_length=bounds.PATH_LENGTH)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,13 @@ class AttentionTraining(Section):
         Literal["task", "joint", "random"],
         Field(description="task loss on the frozen teacher; teacher and estimators together from scratch; untrained"),
     ] = "task"
-    epochs: Annotated[int, Field(ge=1, description="epochs of estimator training on the frozen teacher")] = 15
-    lr: Annotated[float, Field(gt=0, description="learning rate of the estimators (SGD, cosine)")] = 0.05
-    batch_size: Annotated[int, Field(ge=1, description="images per step")] = 128
+    epochs: Annotated[
+        int, Field(ge=1, le=bounds.EPOCHS, description="epochs of estimator training on the frozen teacher")
+    ] = 15
+    lr: Annotated[
+        float, Field(ge=bounds.RATE_LEAST, le=bounds.RATE, description="learning rate of the estimators (SGD, cosine)")
+    ] = 0.05
+    batch_size: Annotated[int, Field(ge=1, le=bounds.BATCH, description="images per step")] = 128
 
     def dead_knobs(self) -> frozenset[str]:
         """Random estimators are not trained, joint ones with the knobs of the teacher."""
@@ -41,14 +46,23 @@ class NetworkConfig(Section):
     """A network, teacher or student."""
 
     model: Annotated[ModelName, Field(description="network: a name, or package.module:factory of your own")]
-    width: Annotated[float, Field(gt=0, description="multiplier on its channels")] = 1.0
+    width: Annotated[float, Field(ge=bounds.WIDTH_LEAST, le=bounds.WIDTH, description="multiplier on its channels")] = (
+        1.0
+    )
     descriptor_dim: Annotated[
         int | None,
-        Field(ge=1, description="size of a global descriptor before the classifier (KSANC: 128); deployed and counted"),
+        Field(
+            ge=1,
+            le=bounds.FEATURES,
+            description="size of a global descriptor before the classifier (KSANC: 128); deployed and counted",
+        ),
     ] = None
     taps: Annotated[
         tuple[ModulePath, ...],
-        Field(description="module paths of the stages, for torchvision's networks (default theirs) and your own"),
+        Field(
+            max_length=bounds.LIST_LENGTH,
+            description="module paths of the stages, for torchvision's networks (default theirs) and your own",
+        ),
     ] = ()
     classifier: Annotated[
         ModulePath | None, Field(description="module path of the classifier, likewise; default the last nn.Linear")
@@ -77,12 +91,21 @@ class TeacherConfig(NetworkConfig):
 
     checkpoint: Annotated[str | None, Field(description="weights to load (.safetensors, or .pt state dict)")] = None
     pretrained: Annotated[bool, Field(description="take torchvision's published weights (1000 classes)")] = False
-    epochs: Annotated[int, Field(ge=1, description="epochs of training, when it is trained here")] = 20
-    batch_size: Annotated[int, Field(ge=1, description="images per step")] = 128
-    lr: Annotated[float, Field(gt=0, description="peak learning rate (SGD with Nesterov momentum, cosine)")] = 0.1
-    weight_decay: Annotated[float, Field(ge=0, description="weight decay")] = 5e-4
+    epochs: Annotated[int, Field(ge=1, le=bounds.EPOCHS, description="epochs of training, when it is trained here")] = (
+        20
+    )
+    batch_size: Annotated[int, Field(ge=1, le=bounds.BATCH, description="images per step")] = 128
+    lr: Annotated[
+        float,
+        Field(
+            ge=bounds.RATE_LEAST, le=bounds.RATE, description="peak learning rate (SGD with Nesterov momentum, cosine)"
+        ),
+    ] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, le=bounds.DECAY, description="weight decay")] = 5e-4
     seed: Annotated[int, Field(ge=0, le=LAST_SEED, description="initial weights and order of images")] = 0
-    threads: Annotated[int, Field(ge=1, description="CPU threads of its training; part of its exact reproduction")] = 1
+    threads: Annotated[
+        int, Field(ge=1, le=bounds.CORES, description="CPU threads of its training; part of its exact reproduction")
+    ] = 1
     precision: Annotated[PrecisionName, Field(description="arithmetic of its training, as in the section train")] = (
         "auto"
     )
@@ -98,13 +121,22 @@ class TeacherConfig(NetworkConfig):
             "data), plain 0..1, or ImageNet's"
         ),
     ] = "own"
-    mean: Annotated[tuple[float, ...], Field(description="its mean per channel, on the 0..1 scale; with std")] = ()
-    std: Annotated[tuple[float, ...], Field(description="its standard deviation per channel, on the 0..1 scale")] = ()
+    mean: Annotated[
+        tuple[float, ...],
+        Field(max_length=bounds.LIST_LENGTH, description="its mean per channel, on the 0..1 scale; with std"),
+    ] = ()
+    std: Annotated[
+        tuple[float, ...],
+        Field(max_length=bounds.LIST_LENGTH, description="its standard deviation per channel, on the 0..1 scale"),
+    ] = ()
     channels: Annotated[
         Literal["rgb", "bgr"], Field(description="order of colours that a loaded one wants; bgr: OpenCV's, Caffe's")
     ] = "rgb"
     image_size: Annotated[
-        int | None, Field(ge=4, description="pixels that images are resized to for a loaded one; default the data's")
+        int | None,
+        Field(
+            ge=4, le=bounds.PIXELS, description="pixels that images are resized to for a loaded one; default the data's"
+        ),
     ] = None
     classes: Annotated[
         ClassNames,

@@ -22,11 +22,12 @@ from hksd.config.changes import Change
 from hksd.config.networks import StudentConfig, TeacherConfig
 from hksd.config.train import TrainConfig
 from hksd.data.settings import DataConfig
-from hksd.errors import Problem
+from hksd.errors import Problem, UserError
+from hksd.files import expanded
 from hksd.modes import MODES, DataFreeConfig, PruneConfig, RobustConfig
 from hksd.schema import LAST_SEED, Section, check
 from hksd.terms import TERMS, TermConfig
-from hksd.yaml import Document, apply_overrides, read_yaml, to_yaml
+from hksd.yaml import Document, read_yaml, to_yaml
 
 RANGE_HINT = "; ranges are for search spaces (`hksd search`), not for a single run"
 
@@ -170,8 +171,30 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: the file cannot be read, or an override is malformed.
         ConfigError: with every fault, its line and key path.
     """
-    document = read_yaml(Path(path))
-    return from_document(dataclasses.replace(document, tree=apply_overrides(document.tree, overrides)))
+    document = read_yaml(Path(path)).changed(overrides)
+    config = from_document(document)
+    if faults := path_faults(document.tree):
+        raise document.error(faults)
+    return config
+
+
+PATHS = ("data", "root"), ("data", "classes"), ("teacher", "checkpoint"), ("teacher", "classes")
+
+
+def path_faults(tree: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the form of the paths in a valid tree.
+
+    It is asked where a user gives a file, and not of every configuration: the homes of one machine are not those of
+    another, where the same configuration may be read in a report.
+    """
+    faults = []
+    for section, key in PATHS:
+        if isinstance(path := (tree.get(section) or {}).get(key), str):
+            try:
+                expanded(path, "")
+            except UserError as error:
+                faults.append(Problem((section, key), str(error).removeprefix(": ")))
+    return faults
 
 
 def dump(config: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hksd import bounds
 from hksd.device.precision import PrecisionName
 from hksd.schema import Section
 
@@ -16,29 +17,34 @@ from hksd.schema import Section
 class TrainConfig(Section):
     """Optimiser and schedule of the student."""
 
-    epochs: Annotated[int, Field(ge=1, description="passes over the training images")]
-    batch_size: Annotated[int, Field(ge=1, description="images per step")] = 128
-    lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 0.1
+    epochs: Annotated[int, Field(ge=1, le=bounds.EPOCHS, description="passes over the training images")]
+    batch_size: Annotated[int, Field(ge=1, le=bounds.BATCH, description="images per step")] = 128
+    lr: Annotated[float, Field(ge=bounds.RATE_LEAST, le=bounds.RATE, description="peak learning rate")] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of SGD")] = 0.9
     nesterov: Annotated[bool, Field(description="Nesterov's form of the momentum")] = True
-    weight_decay: Annotated[float, Field(ge=0, description="weight decay")] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0, le=bounds.DECAY, description="weight decay")] = 5e-4
     schedule: Annotated[Literal["cosine", "multistep"], Field(description="course of the learning rate")] = "cosine"
     milestones: Annotated[
         tuple[Annotated[float, Field(gt=0, lt=1)], ...],
-        Field(description="shares of the epochs after which multistep lowers the rate"),
+        Field(max_length=bounds.LIST_LENGTH, description="shares of the epochs after which multistep lowers the rate"),
     ] = (0.625, 0.75, 0.875)
     gamma: Annotated[float, Field(gt=0, le=1, description="factor of each multistep drop")] = 0.1
-    clip_norm: Annotated[float | None, Field(gt=0, description="largest norm of the gradient; null = no clipping")] = (
-        None
-    )
+    clip_norm: Annotated[
+        float | None, Field(gt=0, le=bounds.FACTOR, description="largest norm of the gradient; null = no clipping")
+    ] = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")] = "auto"
-    threads: Annotated[int, Field(ge=1, description="CPU threads of a run; part of its exact reproduction")] = 1
+    threads: Annotated[
+        int, Field(ge=1, le=bounds.CORES, description="CPU threads of a run; part of its exact reproduction")
+    ] = 1
     knowledge: Annotated[
         Literal["auto", "cached", "live"],
         Field(description="what the teacher knows of a view: computed once and shared, or asked in every step"),
     ] = "auto"
     views: Annotated[
-        int | None, Field(ge=1, description="versions of each image, repeated in turn; default one for every epoch")
+        int | None,
+        Field(
+            ge=1, le=bounds.EPOCHS, description="versions of each image, repeated in turn; default one for every epoch"
+        ),
     ] = None
     precision: Annotated[
         PrecisionName,

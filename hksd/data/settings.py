@@ -5,27 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
+from hksd import bounds
 from hksd.class_names import ClassNames
-from hksd.errors import UserError, describe
-from hksd.files import expanded
 from hksd.schema import LAST_SEED, Section
-
-LONGEST_NAME = 255  # bytes of the name of a file or folder, on all usual file systems
-
-
-def _possible(root: str | None) -> str | None:
-    """Refuse what no file system takes for a folder, and the home folder of nobody, with the line of the file."""
-    if root is None:
-        return root
-    if "\0" in root or any(len(part.encode(errors="surrogatepass")) > LONGEST_NAME for part in root.split("/")):
-        raise ValueError(f"no folder can have that name (got {describe(root)})")
-    try:
-        expanded(root, "")
-    except UserError as error:
-        raise ValueError(str(error).removeprefix(": ")) from error
-    return root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +32,7 @@ class DataConfig(Section):
         ],
         Field(description="data set; folder = your own class folders or parquet files"),
     ]
-    root: Annotated[
-        str | None, AfterValidator(_possible), Field(description="where the files are; not needed for digits")
-    ] = None
+    root: Annotated[str | None, Field(description="where the files are; not needed for digits")] = None
     classes: Annotated[
         ClassNames,
         Field(description="names of all classes in the order of their numbers, or a file of them; default sorted"),
@@ -62,10 +44,16 @@ class DataConfig(Section):
         bool | None,
         Field(description="decode images when needed, not into memory; default on for imagenet and tiny_imagenet"),
     ] = None
-    limit: Annotated[int | None, Field(ge=1, description="class-balanced subset of that many training images")] = None
+    limit: Annotated[
+        int | None, Field(ge=1, le=bounds.IMAGES, description="class-balanced subset of that many training images")
+    ] = None
     image_size: Annotated[
         int | None,
-        Field(ge=4, description="resize to that many pixels; default 224 for imagenet, 64 for tiny_imagenet"),
+        Field(
+            ge=4,
+            le=bounds.PIXELS,
+            description="resize to that many pixels; default 224 for imagenet, 64 for tiny_imagenet",
+        ),
     ] = None
     validation: Annotated[float, Field(gt=0, lt=1, description="share of the training images kept for validation")] = (
         0.1
@@ -84,16 +72,24 @@ class DataConfig(Section):
     ] = None
     crop: Annotated[
         int | None,
-        Field(ge=0, description="pad by that many pixels and crop; default 1 for digits, 12 for stl10, else 4"),
+        Field(
+            ge=0,
+            le=bounds.PIXELS,
+            description="pad by that many pixels and crop; default 1 for digits, 12 for stl10, else 4",
+        ),
     ] = None
     flip: Annotated[
         bool | None, Field(description="random horizontal flip; default off for digits and svhn, else on")
     ] = None
     noise: Annotated[
         float,
-        Field(ge=0, description="sigma of the Gaussian artefacts of tcifar10 and tcifar100, on normalised pixels"),
+        Field(
+            ge=0,
+            le=bounds.FACTOR,
+            description="sigma of the Gaussian artefacts of tcifar10 and tcifar100, on normalised pixels",
+        ),
     ] = 1.0
-    threads: Annotated[int, Field(ge=1, description="threads that decode streamed images")] = 4
+    threads: Annotated[int, Field(ge=1, le=bounds.CORES, description="threads that decode streamed images")] = 4
 
     def __post_init__(self) -> None:
         # The data set's own customs become explicit here, so that an exported configuration states them.
@@ -108,6 +104,11 @@ class DataConfig(Section):
             object.__setattr__(self, "crop", {"digits": 1, "stl10": 12}.get(self.name, 4))
         if self.flip is None:
             object.__setattr__(self, "flip", self.name not in ("digits", "svhn"))
+        if self.name == "digits" and (self.image_size or 0) > bounds.DIGITS_PIXELS:
+            raise ValueError(
+                f"data.image_size is at most {bounds.DIGITS_PIXELS} for digits, whose images of 8 pixels lie in memory "
+                f"(got {self.image_size})"
+            )
         if self.name != "digits" and self.root is None:
             raise ValueError(f"data.root is required for {self.name}: the folder with its files")
 

@@ -266,6 +266,9 @@ def _torch_use(channels: int, height: int) -> list[str]:
         "print(model(images).argmax(1))  # class numbers",
         "```",
         "",
+        "`student.pt2` can run code once somebody has changed it (`torch.export.load` unpickles parts of it): load "
+        "only files that you trust, and else `student.safetensors`, which holds nothing but numbers.",
+        "",
     ]
 
 

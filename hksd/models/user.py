@@ -79,8 +79,19 @@ def _import(path: str) -> ModuleType:
             f"there is no module '{missing}'{nearest(missing, known)} "
             f"(it must be installed, or lie in the working directory {here})",
         ) from error
-    except Exception as error:  # an import runs the user's code
-        raise NetworkError("model", f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # an import runs the user's code, which may also call sys.exit
+        if type(error) is KeyboardInterrupt:  # Ctrl-C, but not what a module derives from it
+            raise
+        raise _not_importable(path, error) from error
+
+
+def _not_importable(path: str, error: BaseException) -> NetworkError:
+    return NetworkError("model", f"{path} cannot be imported: {type(error).__name__}: {error}{_exit_hint(error)}")
+
+
+def _exit_hint(error: BaseException) -> str:
+    hint = "; it ends the program where it should not: take sys.exit out, or put it below `if __name__ == '__main__'`"
+    return hint if isinstance(error, SystemExit) else ""
 
 
 def source_hash(name: str) -> str | None:
@@ -201,8 +212,10 @@ def _call(factory: Callable[..., Any], name: str, given: dict[str, Any]) -> Any:
         raise NetworkError("width", f"{name} takes no `width`; leave the key out (got {given['width']:g})")
     try:
         return factory(**{key: value for key, value in given.items() if key in taken})
-    except Exception as error:  # a factory is the user's code
-        raise NetworkError("model", f"{name} failed: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # a factory is the user's code, which may also call sys.exit
+        if type(error) is KeyboardInterrupt:
+            raise
+        raise NetworkError("model", f"{name} failed: {type(error).__name__}: {error}{_exit_hint(error)}") from error
 
 
 def _own_taps(

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from hksd import bounds
 from hksd.data.augment import Batch
 from hksd.models.taps import Out, TappedNet
 from hksd.schema import Section
@@ -35,17 +36,34 @@ class DataFreeConfig(Section):
     """Published settings on CIFAR-10 (CONFIRMED in code): see the knobs."""
 
     method: Annotated[Literal["dafl", "dfad", "two_step"], Field(description="what the generator learns from")] = "dfad"
-    latent: Annotated[int, Field(ge=1, description="size of the generator's input; 1000 in DAFL, 256 in DFAD")] = 256
-    channels: Annotated[int, Field(ge=4, description="width of the generator's last layers")] = 64
+    latent: Annotated[
+        int, Field(ge=1, le=bounds.FEATURES, description="size of the generator's input; 1000 in DAFL, 256 in DFAD")
+    ] = 256
+    channels: Annotated[int, Field(ge=4, le=bounds.FEATURES, description="width of the generator's last layers")] = 64
     lr: Annotated[
-        float, Field(gt=0, description="learning rate of the generator (Adam); 0.02 in DAFL, 1e-3 in DFAD")
+        float,
+        Field(
+            ge=bounds.RATE_LEAST,
+            le=bounds.RATE,
+            description="learning rate of the generator (Adam); 0.02 in DAFL, 1e-3 in DFAD",
+        ),
     ] = 1e-3
-    steps_per_epoch: Annotated[int, Field(ge=1, description="student steps per epoch; 120 in DAFL, 50 in DFAD")] = 50
-    student_steps: Annotated[int, Field(ge=1, description="student steps per generator step; 1 in DAFL, 5 in DFAD")] = 5
-    one_hot: Annotated[float, Field(ge=0, description="weight of a sure teacher: CE with its own answer")] = 0.05
-    entropy: Annotated[float, Field(ge=0, description="weight of even classes over a batch")] = 5.0
-    activation: Annotated[float, Field(ge=0, description="weight of a large embedding of the teacher")] = 0.01
-    disagreement: Annotated[float, Field(ge=0, description="weight of the distance of both logits")] = 1.0
+    steps_per_epoch: Annotated[
+        int, Field(ge=1, le=bounds.STEPS, description="student steps per epoch; 120 in DAFL, 50 in DFAD")
+    ] = 50
+    student_steps: Annotated[
+        int, Field(ge=1, le=bounds.STEPS, description="student steps per generator step; 1 in DAFL, 5 in DFAD")
+    ] = 5
+    one_hot: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="weight of a sure teacher: CE with its own answer")
+    ] = 0.05
+    entropy: Annotated[float, Field(ge=0, le=bounds.WEIGHT, description="weight of even classes over a batch")] = 5.0
+    activation: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="weight of a large embedding of the teacher")
+    ] = 0.01
+    disagreement: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="weight of the distance of both logits")
+    ] = 1.0
     generator_fraction: Annotated[
         float, Field(gt=0, le=1, description="share of the epochs in which the generator learns (two_step)")
     ] = 0.5

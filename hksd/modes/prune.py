@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from hksd import bounds
 from hksd.schema import Section
 
 
@@ -28,9 +29,9 @@ class PruneConfig(Section):
     granularity: Annotated[
         Literal["weight", "filter"], Field(description="what becomes zero: single weights, or filters of convolutions")
     ] = "weight"
-    strength: Annotated[float, Field(gt=0, description="lambda: factor on |w|_1, or on the norms of the filters")] = (
-        1e-4
-    )
+    strength: Annotated[
+        float, Field(gt=0, le=bounds.FACTOR, description="lambda: factor on |w|_1, or on the norms of the filters")
+    ] = 1e-4
     target_sparsity: Annotated[
         float | None, Field(gt=0, lt=1, description="share of zeros forced when the debias phase begins; null = none")
     ] = None

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from hksd import bounds
 from hksd.data import DataSet
 from hksd.data.augment import Batches
 from hksd.schema import Section
@@ -27,8 +28,15 @@ class RobustConfig(Section):
     """Train on attacked images: the usual setting on CIFAR is epsilon 8/255, 7 to 10 steps (RECONSTRUCTED)."""
 
     epsilon: Annotated[float, Field(gt=0, le=1, description="largest change of a pixel on the 0 to 1 scale")] = 8 / 255
-    steps: Annotated[int, Field(ge=1, description="steps of the attack; each costs a forward and a backward pass")] = 7
-    step_share: Annotated[float, Field(gt=0, description="size of a step as a share of epsilon")] = 0.25
+    steps: Annotated[
+        int,
+        Field(
+            ge=1, le=bounds.ATTACK_STEPS, description="steps of the attack; each costs a forward and a backward pass"
+        ),
+    ] = 7
+    step_share: Annotated[float, Field(gt=0, le=bounds.FACTOR, description="size of a step as a share of epsilon")] = (
+        0.25
+    )
     attack: Annotated[
         Literal["ce", "total"], Field(description="what the attack raises: cross-entropy, or the whole loss of the run")
     ] = "ce"
@@ -38,7 +46,9 @@ class RobustConfig(Section):
     evaluate: Annotated[
         Literal["last", "every", "never"], Field(description="epochs that report the accuracy under attack")
     ] = "last"
-    evaluation_steps: Annotated[int, Field(ge=1, description="steps of the attack on validation images")] = 10
+    evaluation_steps: Annotated[
+        int, Field(ge=1, le=bounds.ATTACK_STEPS, description="steps of the attack on validation images")
+    ] = 10
 
     def dead_knobs(self) -> frozenset[str]:
         """The strength of an evaluation that never happens."""

@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hksd import bounds
 from hksd.attention import HierarchicalAttention, join
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import NeedsByKnob, OffFraction, Term, TermConfig, WarmupEpochs, Weight, require_teacher
@@ -49,18 +50,25 @@ class AdversarialConfig(TermConfig):
     ] = "logits"
     loss: Annotated[Game, Field(description="form of the game between the two")] = "nonsaturating"
     category_weight: Annotated[
-        float, Field(ge=0, description="weight of the category head in both players' losses")
+        float, Field(ge=0, le=bounds.WEIGHT, description="weight of the category head in both players' losses")
     ] = 1.0
-    hidden: Annotated[int, Field(ge=1, description="width of the discriminator's hidden layers")] = 128
+    hidden: Annotated[
+        int, Field(ge=1, le=bounds.FEATURES, description="width of the discriminator's hidden layers")
+    ] = 128
     layers: Annotated[int, Field(ge=1, le=4, description="number of hidden layers")] = 2
     batch_norm: Annotated[bool, Field(description="batch normalisation in the discriminator, as in the paper")] = True
     optimizer: Annotated[Literal["adam", "sgd"], Field(description="optimiser of the discriminator")] = "adam"
-    lr: Annotated[float, Field(gt=0, description="learning rate of the discriminator")] = 1e-3
-    steps: Annotated[int, Field(ge=1, description="discriminator steps at a time")] = 1
-    every: Annotated[int, Field(ge=1, description="student steps from one time to the next")] = 1
-    l1: Annotated[float, Field(ge=0, description="mu1: factor on |w|_1 of the discriminator (sum over weights)")] = 1e-5
+    lr: Annotated[
+        float, Field(ge=bounds.RATE_LEAST, le=bounds.RATE, description="learning rate of the discriminator")
+    ] = 1e-3
+    steps: Annotated[int, Field(ge=1, le=bounds.STEPS, description="discriminator steps at a time")] = 1
+    every: Annotated[int, Field(ge=1, le=bounds.STEPS, description="student steps from one time to the next")] = 1
+    l1: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="mu1: factor on |w|_1 of the discriminator (sum over weights)")
+    ] = 1e-5
     l2: Annotated[
-        float, Field(ge=0, description="mu2: factor on ||w||_2^2 of the discriminator (sum over weights)")
+        float,
+        Field(ge=0, le=bounds.WEIGHT, description="mu2: factor on ||w||_2^2 of the discriminator (sum over weights)"),
     ] = 1e-4
     confusion: Annotated[
         float, Field(ge=0, lt=1, description="mu3: also call students teachers this much (nonsaturating only)")

@@ -16,20 +16,27 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from hksd.errors import UserError
+from hksd import bounds
+from hksd.errors import UserError, describe
 from hksd.models.taps import Grids, Out, TappedNet, TapShapes
 from hksd.schema import Section
 
 Weight = Annotated[
-    float, Field(ge=0, allow_inf_nan=False, description="weight of the term in the total loss; 0 removes the term")
+    float,
+    Field(
+        ge=0,
+        le=bounds.WEIGHT,
+        allow_inf_nan=False,
+        description="weight of the term in the total loss; 0 removes the term",
+    ),
 ]
-WarmupEpochs = Annotated[float, Field(ge=0, description="epochs over which the weight rises from 0")]
+WarmupEpochs = Annotated[float, Field(ge=0, le=bounds.EPOCHS, description="epochs over which the weight rises from 0")]
 OffFraction = Annotated[float, Field(ge=0, lt=1, description="share of the epochs at the end with weight 0")]
 
 
 def _check_count(value: object) -> object:
-    if value != "all" and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        raise ValueError(f"must be 'all' or a whole number of at least 1 (got {value!r})")
+    if value != "all" and not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= bounds.DEPTH):
+        raise ValueError(f"must be 'all' or a whole number from 1 to {bounds.DEPTH} (got {describe(value)})")
     return value
 
 
@@ -73,7 +80,7 @@ class TermConfig(Section, ABC):
     """Knobs of a term. Subclasses add theirs; every term has a weight and a schedule for it."""
 
     weight: Weight = 1.0
-    delay_epochs: Annotated[float, Field(ge=0, description="epochs at the start with weight 0")] = 0.0
+    delay_epochs: Annotated[float, Field(ge=0, le=bounds.EPOCHS, description="epochs at the start with weight 0")] = 0.0
     warmup_epochs: WarmupEpochs = 0.0
     decay: Annotated[
         Literal["none", "linear", "cosine"], Field(description="how the weight falls to 0 until its end")

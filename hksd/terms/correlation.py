@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
+from hksd import bounds
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Term, TermConfig, Weight, require_teacher
 from hksd.terms.maps import full_precision
@@ -25,7 +26,11 @@ class CorrelationConfig(TermConfig):
     weight: Weight = 0.02
     dims: Annotated[
         int | None,
-        Field(ge=1, description="size of the learned projections of both embeddings; null compares the embeddings"),
+        Field(
+            ge=1,
+            le=bounds.FEATURES,
+            description="size of the learned projections of both embeddings; null compares the embeddings",
+        ),
     ] = 128
 
     student_needs: ClassVar[frozenset[str]] = frozenset({"embedding"})

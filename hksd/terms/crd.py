@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from hksd import bounds
 from hksd.errors import UserError
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Setting, Term, TermConfig, Weight, require_teacher
@@ -32,11 +33,15 @@ class ContrastiveConfig(TermConfig):
     """Usual weight 0.8, beside `ce` 1, or `ce` 1 and `kd` 1 (CONFIRMED: RepDistiller, mdistiller)."""
 
     weight: Weight = 0.8
-    dims: Annotated[int, Field(ge=1, description="size of the compared unit vectors")] = 128
+    dims: Annotated[int, Field(ge=1, le=bounds.FEATURES, description="size of the compared unit vectors")] = 128
     negatives: Annotated[
-        int, Field(ge=1, description="K: rows of other classes per image; at most as many as there are")
+        int,
+        Field(ge=1, le=bounds.IMAGES, description="K: rows of other classes per image; at most as many as there are"),
     ] = 16384
-    temperature: Annotated[float, Field(gt=0, description="tau: divides the cosine of two vectors")] = 0.07
+    temperature: Annotated[
+        float,
+        Field(ge=bounds.TEMPERATURE_LEAST, le=bounds.TEMPERATURE, description="tau: divides the cosine of two vectors"),
+    ] = 0.07
     momentum: Annotated[float, Field(ge=0, lt=1, description="share of the old row that a memory keeps")] = 0.5
 
     student_needs: ClassVar[frozenset[str]] = frozenset({"embedding"})

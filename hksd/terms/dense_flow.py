@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from hksd import bounds
 from hksd.errors import UserError
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.adversarial import Discriminator, Game, discriminator_loss, frozen, generator_loss, told_apart
@@ -36,12 +37,21 @@ class DenseFlowConfig(TermConfig):
     stages: Stages = "all"
     overlap: Annotated[bool, Field(description="also spans over several stages, which overlap the short ones")] = True
     adversarial_weight: Annotated[
-        float, Field(ge=0, description="weight of the game on flows beside their distance; 0 makes no discriminator")
+        float,
+        Field(
+            ge=0,
+            le=bounds.WEIGHT,
+            description="weight of the game on flows beside their distance; 0 makes no discriminator",
+        ),
     ] = 0.1
     shared: Annotated[bool, Field(description="one discriminator for all spans behind a linear map of each")] = False
     loss: Annotated[Game, Field(description="form of the game")] = "nonsaturating"
-    hidden: Annotated[int, Field(ge=1, description="width of the discriminators' two hidden layers")] = 128
-    lr: Annotated[float, Field(gt=0, description="learning rate of the discriminators (Adam)")] = 1e-3
+    hidden: Annotated[
+        int, Field(ge=1, le=bounds.FEATURES, description="width of the discriminators' two hidden layers")
+    ] = 128
+    lr: Annotated[
+        float, Field(ge=bounds.RATE_LEAST, le=bounds.RATE, description="learning rate of the discriminators (Adam)")
+    ] = 1e-3
 
     student_needs: ClassVar[frozenset[str]] = frozenset({"stages"})
     teacher_needs: ClassVar[frozenset[str]] = frozenset({"stages"})

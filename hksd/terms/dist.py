@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from hksd import bounds
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Term, TermConfig, Weight, require_teacher
 from hksd.terms.maps import full_precision
@@ -25,11 +26,20 @@ class DistConfig(TermConfig):
     """Usual weight 2 beside `ce` 1, with beta = gamma = 1, T 4 on CIFAR and 1 on ImageNet (CONFIRMED: DIST_KD)."""
 
     weight: Weight = 2.0
-    temperature: Annotated[float, Field(gt=0, description="softens both distributions; 4 on CIFAR, 1 on ImageNet")] = (
-        4.0
-    )
-    beta: Annotated[float, Field(ge=0, description="weight of the correlation over classes, image by image")] = 1.0
-    gamma: Annotated[float, Field(ge=0, description="weight of the correlation over images, class by class")] = 1.0
+    temperature: Annotated[
+        float,
+        Field(
+            ge=bounds.TEMPERATURE_LEAST,
+            le=bounds.TEMPERATURE,
+            description="softens both distributions; 4 on CIFAR, 1 on ImageNet",
+        ),
+    ] = 4.0
+    beta: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="weight of the correlation over classes, image by image")
+    ] = 1.0
+    gamma: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="weight of the correlation over images, class by class")
+    ] = 1.0
 
     def tells_classes(self) -> bool:
         """Where the classes of an image, or the images of a class, are compared."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from hksd import bounds
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Term, TermConfig, require_teacher
 from hksd.terms.maps import full_precision
@@ -27,11 +28,20 @@ class DecoupledConfig(TermConfig):
     and to ShuffleNets; on ImageNet 0.5 at T 1 with a warm-up of 1 epoch (CONFIRMED: mdistiller).
     """
 
-    temperature: Annotated[float, Field(gt=0, description="softens both distributions; 4 on CIFAR, 1 on ImageNet")] = (
-        4.0
-    )
-    alpha: Annotated[float, Field(ge=0, description="weight of the target class against all others")] = 1.0
-    beta: Annotated[float, Field(ge=0, description="weight of the distribution among the other classes")] = 2.0
+    temperature: Annotated[
+        float,
+        Field(
+            ge=bounds.TEMPERATURE_LEAST,
+            le=bounds.TEMPERATURE,
+            description="softens both distributions; 4 on CIFAR, 1 on ImageNet",
+        ),
+    ] = 4.0
+    alpha: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="weight of the target class against all others")
+    ] = 1.0
+    beta: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="weight of the distribution among the other classes")
+    ] = 2.0
 
     def data_needs(self) -> frozenset[str]:
         """The labels name the target class."""

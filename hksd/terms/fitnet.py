@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from hksd.errors import UserError
+from hksd import bounds
+from hksd.errors import UserError, describe
 from hksd.kernels import aligned
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Term, TermConfig, Weight, pair_stages, require_teacher
@@ -21,8 +22,9 @@ from hksd.terms.maps import adaptor, full_precision, same_grid
 
 
 def _check_stage(value: object) -> object:
-    if value != "middle" and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        raise ValueError(f"must be 'middle' or a whole number of at least 1 (got {value!r})")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value != "middle" and not (whole and 1 <= value <= bounds.DEPTH):  # type: ignore[operator]
+        raise ValueError(f"must be 'middle' or a whole number from 1 to {bounds.DEPTH} (got {describe(value)})")
     return value
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from hksd import bounds
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Term, TermConfig, require_teacher
 from hksd.terms.maps import full_precision
@@ -28,9 +29,14 @@ class DistillationConfig(TermConfig):
     With `standardize`: weight 9, temperature 2 (CONFIRMED: logit-standardization-KD).
     """
 
-    temperature: Annotated[float, Field(gt=0, description="softens both distributions; 4 on CIFAR, 1 on ImageNet")] = (
-        4.0
-    )
+    temperature: Annotated[
+        float,
+        Field(
+            ge=bounds.TEMPERATURE_LEAST,
+            le=bounds.TEMPERATURE,
+            description="softens both distributions; 4 on CIFAR, 1 on ImageNet",
+        ),
+    ] = 4.0
     standardize: Annotated[
         bool, Field(description="z-score the logits of both networks over the classes before the softmax")
     ] = False

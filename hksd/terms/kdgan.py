@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from hksd import bounds
 from hksd.errors import UserError
 from hksd.models.taps import Out, TappedNet, TapShapes
 from hksd.terms.adversarial import Discriminator, discriminator_loss, frozen, generator_loss, told_apart
@@ -42,21 +43,40 @@ class KdganConfig(TermConfig):
     alpha: Annotated[
         float, Field(ge=0, le=1, description="share of the student in the game, 1 - alpha the teacher's")
     ] = 0.5
-    beta: Annotated[float, Field(ge=0, description="weight of the student's imitation of the trained teacher")] = 1.0
-    gamma: Annotated[float, Field(ge=0, description="weight of the trained teacher's imitation of the student")] = 0.01
+    beta: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="weight of the student's imitation of the trained teacher")
+    ] = 1.0
+    gamma: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="weight of the trained teacher's imitation of the student")
+    ] = 0.01
     supervision: Annotated[
-        float, Field(ge=0, description="weight of the trained teacher's cross-entropy with the labels")
+        float,
+        Field(ge=0, le=bounds.WEIGHT, description="weight of the trained teacher's cross-entropy with the labels"),
     ] = 1.0
     mimic: Annotated[
         Literal["squared", "kl"], Field(description="imitation: squared distance of logits, or KL of softened logits")
     ] = "squared"
-    mimic_temperature: Annotated[float, Field(gt=0, description="softens the logits under kl")] = 3.0
-    temperature: Annotated[float, Field(gt=0, description="tau of the concrete relaxation: small is near one-hot")] = (
-        1.0
-    )
-    hidden: Annotated[int, Field(ge=1, description="width of the discriminator's two hidden layers")] = 128
-    lr: Annotated[float, Field(gt=0, description="learning rate of the discriminator (Adam)")] = 1e-3
-    teacher_lr: Annotated[float, Field(gt=0, description="learning rate of the copy of the teacher (Adam)")] = 5e-4
+    mimic_temperature: Annotated[
+        float, Field(ge=bounds.TEMPERATURE_LEAST, le=bounds.TEMPERATURE, description="softens the logits under kl")
+    ] = 3.0
+    temperature: Annotated[
+        float,
+        Field(
+            ge=bounds.TEMPERATURE_LEAST,
+            le=bounds.TEMPERATURE,
+            description="tau of the concrete relaxation: small is near one-hot",
+        ),
+    ] = 1.0
+    hidden: Annotated[
+        int, Field(ge=1, le=bounds.FEATURES, description="width of the discriminator's two hidden layers")
+    ] = 128
+    lr: Annotated[
+        float, Field(ge=bounds.RATE_LEAST, le=bounds.RATE, description="learning rate of the discriminator (Adam)")
+    ] = 1e-3
+    teacher_lr: Annotated[
+        float,
+        Field(ge=bounds.RATE_LEAST, le=bounds.RATE, description="learning rate of the copy of the teacher (Adam)"),
+    ] = 5e-4
 
     student_needs: ClassVar[frozenset[str]] = frozenset({"logits", "images"})
     teacher_needs: ClassVar[frozenset[str]] = frozenset({"embedding"})

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from hksd import bounds
 from hksd.errors import UserError
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Stages, Term, TermConfig, pair_stages, require_teacher
@@ -37,23 +38,35 @@ class KnowledgeRepresentingConfig(TermConfig):
 
     stages: Stages = "all"
     neighbours: Annotated[
-        int, Field(ge=1, description="k: blocks joined per stage, ending at its last; 3 on CIFAR, 4 on ImageNet")
+        int,
+        Field(
+            ge=1,
+            le=bounds.DEPTH,
+            description="k: blocks joined per stage, ending at its last; 3 on CIFAR, 4 on ImageNet",
+        ),
     ] = 3
     aggregate: Annotated[
         Literal["conv", "mean_std"], Field(description="trained 1x1 convolution, or its closed form, a weighted mean")
     ] = "conv"
-    transport: Annotated[float, Field(ge=0, description="lambda_ot: extra weight of layers that vary more")] = 1.0
-    lr: Annotated[float, Field(gt=0, description="learning rate of the aggregation (SGD, momentum 0.9)")] = 0.1
+    transport: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="lambda_ot: extra weight of layers that vary more")
+    ] = 1.0
+    lr: Annotated[
+        float,
+        Field(ge=bounds.RATE_LEAST, le=bounds.RATE, description="learning rate of the aggregation (SGD, momentum 0.9)"),
+    ] = 0.1
     drops: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...],
-        Field(description="numbers of steps after which that rate falls to a tenth"),
+        tuple[Annotated[int, Field(ge=1, le=bounds.STEPS)], ...],
+        Field(max_length=bounds.LIST_LENGTH, description="numbers of steps after which that rate falls to a tenth"),
     ] = ()
     penalty: Annotated[
         Literal["tube", "gate"], Field(description="tube: distance beyond tau; gate: distance where it is beyond tau")
     ] = "tube"
     power: Annotated[int, Field(ge=1, le=2, description="p: power of the distance")] = 1
     nu: Annotated[float, Field(gt=0, lt=1, description="share of residuals beyond tau (exact at power 1)")] = 0.3
-    kappa: Annotated[float, Field(ge=0, description="the gate strengthens what passes by 1 + kappa")] = 0.0
+    kappa: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="the gate strengthens what passes by 1 + kappa")
+    ] = 0.0
 
     student_needs: ClassVar[frozenset[str]] = frozenset({"stages"})
     teacher_needs: ClassVar[frozenset[str]] = frozenset({"blocks"})

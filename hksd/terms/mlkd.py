@@ -16,12 +16,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from hksd import bounds
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Term, TermConfig, Weight, require_teacher
 from hksd.terms.kd import kd_loss
 from hksd.terms.maps import full_precision
 
-Temperature = Annotated[float, Field(gt=0)]
+Temperature = Annotated[float, Field(ge=bounds.TEMPERATURE_LEAST, le=bounds.TEMPERATURE)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +31,15 @@ class MultiLevelConfig(TermConfig):
 
     weight: Weight = 0.9
     temperatures: Annotated[
-        tuple[Temperature, ...], Field(min_length=1, description="the value is the sum over these temperatures")
+        tuple[Temperature, ...],
+        Field(min_length=1, max_length=bounds.LIST_LENGTH, description="the value is the sum over these temperatures"),
     ] = (2.0, 3.0, 4.0, 5.0, 6.0)
-    batch_weight: Annotated[float, Field(ge=0, description="weight of the similarities of images")] = 1.0
-    class_weight: Annotated[float, Field(ge=0, description="weight of the similarities of classes")] = 1.0
+    batch_weight: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="weight of the similarities of images")
+    ] = 1.0
+    class_weight: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="weight of the similarities of classes")
+    ] = 1.0
 
     def tells_classes(self) -> bool:
         """Yes."""

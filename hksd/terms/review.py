@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from hksd import bounds
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import NeedsByKnob, Stages, Term, TermConfig, pair_stages, require_teacher
 
@@ -34,7 +35,9 @@ class ReviewConfig(TermConfig):
 
     stages: Stages = "all"
     embedding: Annotated[bool, Field(description="also compare the embeddings, as a further, uppermost stage")] = False
-    channels: Annotated[int, Field(ge=1, description="channels inside the fusion; 64 on CIFAR, 512 on ImageNet")] = 64
+    channels: Annotated[
+        int, Field(ge=1, le=bounds.FEATURES, description="channels inside the fusion; 64 on CIFAR, 512 on ImageNet")
+    ] = 64
 
     student_needs: ClassVar[frozenset[str]] = cast(Any, NeedsByKnob(frozenset({"stages"}), _needs))
     teacher_needs: ClassVar[frozenset[str]] = cast(Any, NeedsByKnob(frozenset({"stages"}), _needs))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from hksd import bounds
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Term, TermConfig, require_teacher
 from hksd.terms.maps import TINY, full_precision
@@ -19,8 +20,12 @@ from hksd.terms.maps import TINY, full_precision
 class RelationalConfig(TermConfig):
     """Usual weight 1 with 25 for distances and 50 for angles, beside `ce` 1 (CONFIRMED: RepDistiller)."""
 
-    distance_weight: Annotated[float, Field(ge=0, description="weight of distances between two images")] = 25.0
-    angle_weight: Annotated[float, Field(ge=0, description="weight of angles among three images")] = 50.0
+    distance_weight: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="weight of distances between two images")
+    ] = 25.0
+    angle_weight: Annotated[float, Field(ge=0, le=bounds.WEIGHT, description="weight of angles among three images")] = (
+        50.0
+    )
 
     student_needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
     teacher_needs: ClassVar[frozenset[str]] = frozenset({"embedding"})

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from hksd import bounds
 from hksd.attention import AttentionSpec, Compatibility, HierarchicalAttention, join
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import CountOrAll, Term, TermConfig, pair_stages, require_teacher
@@ -32,7 +33,10 @@ class SqueezeConfig(TermConfig):
     pool: Annotated[Literal["sum", "mean"], Field(description="weighted sum, or the paper's mean (divides by H*W)")] = (
         "sum"
     )
-    attention_temperature: Annotated[float, Field(gt=0, description="divides the scores before the softmax")] = 1.0
+    attention_temperature: Annotated[
+        float,
+        Field(ge=bounds.TEMPERATURE_LEAST, le=bounds.TEMPERATURE, description="divides the scores before the softmax"),
+    ] = 1.0
     blocks: Annotated[
         CountOrAll,
         Field(description="tapped blocks per stage: all, or that many, evenly spaced, paired one to one at depth 1"),
@@ -41,13 +45,15 @@ class SqueezeConfig(TermConfig):
     levels: Annotated[Literal["top", "all"], Field(description="compare the top level, or every level up to it")] = (
         "top"
     )
-    level_decay: Annotated[float, Field(gt=0, description="level l weighs level_decay^(l-1) when levels is all")] = 1.0
-    top_dim: Annotated[int, Field(ge=1, description="size of the level-3 vector")] = 128
+    level_decay: Annotated[
+        float, Field(gt=0, le=bounds.FACTOR, description="level l weighs level_decay^(l-1) when levels is all")
+    ] = 1.0
+    top_dim: Annotated[int, Field(ge=1, le=bounds.FEATURES, description="size of the level-3 vector")] = 128
     metric: Annotated[Literal["l2", "smooth_l1", "cosine"], Field(description="distance of the vectors")] = "l2"
     normalize: Annotated[bool, Field(description="compare unit vectors, summed over dimensions: 2 (1 - cosine)")] = True
-    task_weight: Annotated[float, Field(ge=0, description="adds this times CE of a head on the student's vectors")] = (
-        0.0
-    )
+    task_weight: Annotated[
+        float, Field(ge=0, le=bounds.WEIGHT, description="adds this times CE of a head on the student's vectors")
+    ] = 0.0
 
     student_needs: ClassVar[frozenset[str]] = frozenset({"embedding", "blocks"})
     teacher_needs: ClassVar[frozenset[str]] = frozenset({"squeezed"})

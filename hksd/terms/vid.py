@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from hksd import bounds
 from hksd.models.taps import Out, TapShapes
 from hksd.terms.base import Stages, Term, TermConfig, pair_stages, require_teacher
 from hksd.terms.maps import full_precision, last_stages, same_grid
@@ -26,7 +27,9 @@ EPS = 1e-5  # smallest variance, as in the published code
 class VariationalConfig(TermConfig):
     """Usual weight 1 beside `ce` 1, initial variance 5 (CONFIRMED: RepDistiller)."""
 
-    initial_variance: Annotated[float, Field(gt=EPS, description="variance of every channel at the start")] = 5.0
+    initial_variance: Annotated[
+        float, Field(gt=EPS, le=bounds.FACTOR, description="variance of every channel at the start")
+    ] = 5.0
     stages: Stages = "all"
 
     student_needs: ClassVar[frozenset[str]] = frozenset({"stages"})

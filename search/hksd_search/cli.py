@@ -35,6 +35,9 @@ from hksd_search.commands import (
 )
 from hksd_search.commands.options import FAILED, INTERRUPTED, USER_ERROR, install_line
 
+NO_MEMORY = "can't allocate memory"  # in PyTorch's words, which are a plain RuntimeError
+LESS_MEMORY = "lower data.image_size, the width of networks or batch_size, or stream the images (data.streaming)"
+
 
 @contextlib.contextmanager
 def _exit_codes(as_json: bool) -> Iterator[None]:
@@ -55,8 +58,14 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
         if (mend := install_line(error)) is None:
             raise
         stop(f"error: {mend}", USER_ERROR)
-    except RunError as error:
-        stop(f"failed: {error}", FAILED)
+    except MemoryError as error:
+        stop(f"error: the memory of this machine is not enough ({error or 'no more said'}); {LESS_MEMORY}", USER_ERROR)
+    except RuntimeError as error:
+        if isinstance(error, RunError):
+            stop(f"failed: {error}", FAILED)
+        if NO_MEMORY not in str(error):
+            raise
+        stop(f"error: the memory of this machine is not enough; {LESS_MEMORY}", USER_ERROR)
     except KeyboardInterrupt as error:
         stop(str(error) or "interrupted", INTERRUPTED)
     except BrokenPipeError:

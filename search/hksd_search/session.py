@@ -59,7 +59,7 @@ def space_and_name(
     """
     if not going_on:
         space = spaces.load(given, overrides)
-        return space, name or new_name(space)
+        return space, new_name(space) if name is None else name
     if name is None and Path(given).is_file():
         raise UserError(f"{given}: which search goes on? `hksd search NAME --resume`, or this file with --name NAME")
     name = name or given

@@ -22,7 +22,7 @@ from hksd.config.run import config_hash, dump_yaml
 from hksd.data import classes, store
 from hksd.data.settings import DataConfig
 from hksd.data.sources import find_source
-from hksd.errors import ConfigError, DataError, UserError
+from hksd.errors import ConfigError, UserError
 from hksd.files import expanded
 from hksd.schema import build
 from hksd_search.cli import app
@@ -399,7 +399,7 @@ def test_a_file_of_classes_that_is_none_is_named(
         (["cat", "cat"], "'cat' stands there twice"),
         ([COMPOSED, DECOMPOSED], "stands there twice"),
         ([], "no names"),
-        (["cat", True], "got True"),
+        (["cat", True], "got true"),
         (["cat", 1.5], "got 1.5"),
         ("", "must be a list"),
         (3, "must be a list"),
@@ -454,20 +454,8 @@ def test_home_folders_are_found_and_that_of_nobody_is_told(tmp_path: Path, monke
     assert expanded("~/x", "data.root") == tmp_path / "x"
     assert expanded("a/~b", "data.root") == Path("a/~b")
     assert size(data.load(config(Path("~")))) == 8
-    fault(lambda: expanded("~no-such-user/x", "data.root"), "data.root", "~no-such-user/x", "'no-such-user'", "in full")
-    with pytest.raises(ConfigError, match="no user 'no-such-user'"):
-        config(Path("~no-such-user/x"))
-
-
-@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
-def test_a_root_that_no_folder_can_be_is_refused_with_the_configuration(name: str) -> None:
-    with pytest.raises(ConfigError, match="no folder can have that name"):
-        config(Path(name))
-
-
-def test_a_root_of_too_many_folders_is_told() -> None:
-    with pytest.raises(DataError, match=r"data\.root cannot be opened"):
-        data.load(config(Path("a/" * 3000)))
+    fault(lambda: expanded("~no-such-user/x", "data.root"), "data.root", "~no-such-user/x", "no user of that name")
+    fault(lambda: data.load(config(Path("~no-such-user/x"))), "data.root", "no user of that name")
 
 
 # --- the command

@@ -144,7 +144,7 @@ search:
     expected = {
         "data.name": ("did you mean 'digits'?", 1),
         "student.model.choice[1]": ("unknown model 'resnet9'; did you mean 'resnet8'?", 4),
-        "student.width.uniform[0]": ("must be greater than 0", 5),
+        "student.width.uniform[0]": ("must be at least 0.01", 5),
         "student.widht": ("unknown key; did you mean 'width'?", 6),
         "terms.ce.weight.choice": ("empty range", 8),
         "terms.kdd": ("unknown key; did you mean 'kd'?", 9),

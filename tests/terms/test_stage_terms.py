@@ -75,7 +75,7 @@ def test_the_hint_is_the_middle_stage_or_one_counted_from_the_last() -> None:
 def test_a_stage_is_the_middle_or_a_whole_number(wrong: Any) -> None:
     _, problems = check(FitNetConfig, {"stage": wrong})
     assert len(problems) == 1
-    assert "'middle' or a whole number of at least 1" in problems[0].message
+    assert "'middle' or a whole number from 1 to 1000" in problems[0].message
 
 
 def test_a_plain_adaptor_stands_only_where_channels_are_unlike() -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hksd import bounds
 from hksd.errors import UserError
 from hksd_search.commands.options import DEFAULT_RUNS, Address, Json, Name, Runs
 from hksd_search.commands.output import Output
@@ -15,8 +16,13 @@ EXAMPLE = "`hksd confirm first --top 3 --seeds 5`"
 
 def confirm(
     name: Name,
-    top: Annotated[int, typer.Option(min=1, help="Students to confirm: the best of the search.")] = 3,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds for each student and each arm; one gives no interval.")] = 5,
+    top: Annotated[
+        int, typer.Option(min=1, max=bounds.TRIALS, help="Students to confirm: the best of the search.")
+    ] = 3,
+    seeds: Annotated[
+        int,
+        typer.Option(min=1, max=bounds.GRID_POINTS, help="Seeds for each student and each arm; one gives no interval."),
+    ] = 5,
     trials: Annotated[
         str | None, typer.Option(metavar="N,N", help="Students to confirm by number, in place of the best.")
     ] = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from hksd import bounds
 from hksd_search.commands.options import DEFAULT_RUNS, Address, Json, Overrides, Runs
 from hksd_search.commands.output import Output
 
@@ -21,12 +22,18 @@ GIB = 2**30
 
 def estimate(
     space: Annotated[str, typer.Argument(metavar="SPACE", help="Name of a shipped space, or a path.")],
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials to train, in place of the space's number.")] = None,
-    concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at once, in place of the space's.")] = None,
-    cpus: Annotated[
-        int | None, typer.Option(min=1, help="Cores that the search will have; default those here.")
+    trials: Annotated[
+        int | None, typer.Option(min=1, max=bounds.TRIALS, help="Trials to train, in place of the space's number.")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs that the search will have; default those here.")] = None,
+    concurrent: Annotated[
+        int | None, typer.Option(min=1, max=bounds.CONCURRENT, help="Trials at once, in place of the space's.")
+    ] = None,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, max=bounds.CLUSTER, help="Cores that the search will have; default those here.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, max=bounds.CLUSTER, help="GPUs that the search will have; default those here.")
+    ] = None,
     price: Annotated[float | None, typer.Option(help="Money that a device costs in an hour.")] = None,
     address: Address = None,
     overrides: Overrides = None,

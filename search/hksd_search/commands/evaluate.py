@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -35,6 +34,7 @@ def evaluate(
     from hksd.deploy.export import CONFIG_FILE as EXPORTED_CONFIG
     from hksd.device.device import resolve_device
     from hksd.errors import UserError
+    from hksd.files import expanded
     from hksd.run import evaluate as scoring
     from hksd.run import loop
     from hksd_search.console import percent
@@ -45,7 +45,7 @@ def evaluate(
     output = Output(as_json)
     if split not in ("val", "test"):
         raise UserError(f"--split {split}: must be val or test")
-    path = Path(target)
+    path = expanded(target, "CONFIG_OR_DIR")
     folder = path if path.is_dir() else path.parent
     named = [folder / name for name in (EXPORTED_CONFIG, loop.CONFIG_FILE)]
     config_file = path if path.is_file() else next((file for file in named if file.exists()), None)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hksd_search.commands.options import DEFAULT_RUNS, Json, Name, Runs
+from hksd_search.commands.options import DEFAULT_RUNS, Json, Name, Runs, path
 from hksd_search.commands.output import Output
 
 EXAMPLE = "`hksd export first --trial 7 --to out/student`"
@@ -16,7 +16,9 @@ EXAMPLE = "`hksd export first --trial 7 --to out/student`"
 def export(
     name: Name,
     trial: Annotated[int | None, typer.Option(min=0, help="Trial to export; default the best.")] = None,
-    to: Annotated[Path | None, typer.Option(help="Folder to write to; default runs/NAME/export.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(parser=path, metavar="PATH", help="Folder to write to; default runs/NAME/export.")
+    ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write student.onnx too, checked in ONNX Runtime.")] = False,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,

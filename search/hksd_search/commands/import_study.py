@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from hksd_search.commands.options import DEFAULT_RUNS, Json, Overrides, Runs
+from hksd_search.commands.options import DEFAULT_RUNS, Json, Overrides, Runs, search_name
 from hksd_search.commands.output import Output
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SHOWN = 12  # names that an error lists
 def import_study(
     storage: Annotated[str, typer.Argument(metavar="STORAGE", help="sqlite:///FILE, a database, or a journal file.")],
     space: Annotated[str, typer.Argument(metavar="SPACE", help="Name of a shipped space, or a path.")],
-    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the search to write.")],
+    name: Annotated[str, typer.Option("--as", parser=search_name, metavar="NAME", help="Name of the search to write.")],
     study: Annotated[str | None, typer.Option(help="Which study, where the storage has several.")] = None,
     overrides: Overrides = None,
     runs: Runs = DEFAULT_RUNS,
@@ -136,9 +136,10 @@ def _opened(url: str) -> tuple[BaseStorage, list[str]]:
     from optuna.storages.journal import JournalFileBackend
 
     from hksd.errors import UserError
+    from hksd.files import expanded
 
     scheme, separator, place = url.partition("://")
-    file = Path(url if not separator else place.removeprefix("/").partition("?")[0])
+    file = expanded(place.removeprefix("/").partition("?")[0] if separator else url, "STORAGE")
     if (not separator or scheme.startswith("sqlite")) and not file.is_file():
         raise UserError(f"{file}: no such file (a storage is sqlite:///FILE or another database, or a journal file)")
     try:

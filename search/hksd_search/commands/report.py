@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hksd_search.commands.options import DEFAULT_RUNS, Json, Name, Runs
+from hksd_search.commands.options import DEFAULT_RUNS, Json, Name, Runs, path
 from hksd_search.commands.output import Output
 
 EXAMPLE = "`hksd report first`"
@@ -15,7 +15,9 @@ EXAMPLE = "`hksd report first`"
 
 def report(
     name: Name,
-    to: Annotated[Path | None, typer.Option(help="Folder to write to; default runs/NAME.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(parser=path, metavar="PATH", help="Folder to write to; default runs/NAME.")
+    ] = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from hksd import bounds
 from hksd.errors import UserError
-from hksd_search.commands.options import DEFAULT_RUNS, Address, Json, Overrides, Runs, TrackingUri
+from hksd_search.commands.options import DEFAULT_RUNS, Address, Json, Overrides, Runs, TrackingUri, search_name
 from hksd_search.commands.output import Output
 
 EXAMPLE = "`hksd search quickstart --trials 12 --name first`"
@@ -22,8 +23,13 @@ def search(
             metavar="SPACE", help="Name of a shipped space, or a path; with --resume or --extend the name of a search."
         ),
     ],
-    name: Annotated[str | None, typer.Option(help="Name of the search; default the space and the time.")] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials to train, in place of the space's number.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(parser=search_name, metavar="NAME", help="Name of the search; default the space and the time."),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, max=bounds.TRIALS, help="Trials to train, in place of the space's number.")
+    ] = None,
     max_device_hours: Annotated[
         float | None, typer.Option(help="Hours of training, over all devices, after which the search ends.")
     ] = None,
@@ -31,7 +37,8 @@ def search(
     price: Annotated[float | None, typer.Option(help="Money that a device costs in an hour.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search of that name.")] = False,
     extend: Annotated[
-        int | None, typer.Option(min=1, metavar="TRIALS", help="Continue it with that many trials more.")
+        int | None,
+        typer.Option(min=1, max=bounds.TRIALS, metavar="TRIALS", help="Continue it with that many trials more."),
     ] = None,
     max_drop: Annotated[
         float | None,

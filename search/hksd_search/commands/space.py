@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from hksd import bounds
 from hksd_search.commands.options import Json, Overrides
 from hksd_search.commands.output import Output
 
@@ -28,7 +29,7 @@ BACKWARD = 3  # a training step costs about three forward passes
 def space(
     name: Annotated[str, typer.Argument(metavar="SPACE", help="Name of a shipped space, or a path.")],
     overrides: Overrides = None,
-    samples: Annotated[int, typer.Option(min=0, help="Sampled configurations to show.")] = 3,
+    samples: Annotated[int, typer.Option(min=0, max=bounds.GRID_POINTS, help="Sampled configurations to show.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Show a search space: its ranges, sampled configurations, the share within its limits."""
@@ -37,7 +38,7 @@ def space(
 
     parsed = spaces.load(name, overrides or [])
     draws = max(samples, DRAWS)
-    seen = _look(parsed, draws)
+    seen = _look(parsed, draws, name, overrides or [])
     facts = _facts(parsed, seen, samples, draws)
     Output(as_json).give(facts, lambda console: _show(console, parsed, seen, samples, draws))
 
@@ -67,16 +68,21 @@ class _Seen:
     knowledge: dict[str, Any] | None = None
 
 
-def _look(space: Space, count: int) -> _Seen:
+def _look(space: Space, count: int, name: str, overrides: list[str]) -> _Seen:
     """Draw from a space. Sizes need the shape of the images: where the data cannot be read, they are left out.
 
     Raises:
-        UserError: no draw makes a valid run, or one wants knowledge of views that cannot be enough.
+        UserError: no draw makes a valid run, a network of the user's own does not work, or a run wants knowledge of
+            views that cannot be enough.
     """
     from hksd import data as datasets
     from hksd.config.run import config_hash
-    from hksd.errors import UserError
+    from hksd.errors import Problem, UserError
+    from hksd.models import NetworkError
+    from hksd.models.user import is_user
+    from hksd.yaml import read_yaml
     from hksd_search.space import grid
+    from hksd_search.space import space as spaces
     from hksd_search.space.preview import check_knowledge, random_draws
     from hksd_search.space.sizes import Meter, check_feasible, within
 
@@ -93,6 +99,10 @@ def _look(space: Space, count: int) -> _Seen:
         share = sum(not within(space.search.limits, size) for size in sizes) / count
         seen = replace(seen, sizes=sizes, share=share, largest=largest, knowledge=_knowledge(drawn, sizes, shape))
     except UserError as error:
+        networks = (draw.student.model for draw in drawn)
+        if isinstance(error, NetworkError) and any(map(is_user, networks)):
+            document = read_yaml(spaces.find(name)).changed(overrides)
+            raise document.error([Problem(tuple(error.key.split(".")), error.text)]) from error
         seen = replace(seen, problem=str(error))
     if shape:
         check_knowledge(space, shape)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hksd import bounds
 from hksd_search.commands.options import DEFAULT_RUNS, Json, Overrides, Runs
 from hksd_search.commands.output import Output
 
@@ -16,7 +17,8 @@ def teacher(
     name: Annotated[str, typer.Argument(metavar="CONFIG", help="Run configuration or space: a name or a path.")],
     overrides: Overrides = None,
     views: Annotated[
-        int | None, typer.Option(min=0, help="Views of the images to build now; default all, 0 for none.")
+        int | None,
+        typer.Option(min=0, max=bounds.EPOCHS, help="Views of the images to build now; default all, 0 for none."),
     ] = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hksd_search.commands.options import DEFAULT_RUNS, Json, Overrides, Runs
+from hksd_search.commands.options import DEFAULT_RUNS, Json, Overrides, Runs, path
 from hksd_search.commands.output import Output
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ def train(
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of initial weights and order of images.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoints and weights; continues what is there.")
+        Path | None,
+        typer.Option(parser=path, metavar="PATH", help="Folder for checkpoints and weights; continues what is there."),
     ] = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,

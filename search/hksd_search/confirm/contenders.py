@@ -77,8 +77,10 @@ class Run:
     def result(self, fingerprint: str) -> dict[str, Any] | None:
         """Its `result.json`, when it has run to its end with this configuration on data of this fingerprint."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / RESULT_FILE).read_text())
+            found: Any = json.loads((self.folder / RESULT_FILE).read_text())
         except (OSError, ValueError):
+            return None
+        if not isinstance(found, dict):
             return None
         same = found.get("config_hash") == config_hash(self.config) and found.get("data_fingerprint") == fingerprint
         return found if same else None
@@ -86,10 +88,12 @@ class Run:
     def failure(self) -> str | None:
         """Why it failed, when it would fail again: its loss was not finite."""
         try:
-            found: dict[str, str] = json.loads((self.folder / FAILED_FILE).read_text())
+            found: Any = json.loads((self.folder / FAILED_FILE).read_text())
         except (OSError, ValueError):
             return None
-        return found["reason"] if found["config_hash"] == config_hash(self.config) else None
+        if not isinstance(found, dict):
+            return None
+        return found.get("reason") if found.get("config_hash") == config_hash(self.config) else None
 
 
 def new_seeds(seed: int, count: int) -> list[int]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hksd.config.run import flatten
-from hksd.errors import UserError
+from hksd.errors import UserError, describe
 from hksd_search.confirm import files as confirm_files
 from hksd_search.console import Display, relative
 from hksd_search.report import figures, findings, page, sections
@@ -29,6 +29,7 @@ from hksd_search.study.reading import SearchFolder
 from hksd_search.study.records import Record
 
 REPORT_FILE = "report.html"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with these a spreadsheet begins to calculate, or to run programs
 log = logging.getLogger(__name__)
 
 
@@ -115,8 +116,17 @@ def table_csv(records: Sequence[Record]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, restval="")
     writer.writeheader()
-    writer.writerows({**fact, **flat} for fact, flat in zip(facts, configs, strict=True))
+    rows = ({**fact, **flat} for fact, flat in zip(facts, configs, strict=True))
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A value as a cell that no spreadsheet takes for a formula; numbers stay numbers."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = str(value)
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 # --- what is read beside the records
@@ -135,8 +145,12 @@ def _confirmation(search: SearchFolder) -> dict[str, Any] | None:
     file = search.folder / confirm_files.FOLDER / confirm_files.JSON_FILE
     try:
         found: dict[str, Any] = json.loads(file.read_text())
+        if not isinstance(found, dict):
+            raise TypeError(f"not an object but {describe(found)}")
+        sections.confirmed(search, found)  # reads whatever is read of it
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: damaged: {error}; `hksd confirm {search.name}` writes it again") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{file}: damaged: {what}; `hksd confirm {search.name}` writes it again") from error
     return found

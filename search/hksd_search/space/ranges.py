@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from hksd import bounds
 from hksd.errors import KeyPath, Problem, describe, unknown
 
 T = TypeVar("T")
 KINDS = ("choice", "uniform", "log_uniform", "int")
 MODIFIERS = ("step", "off")
+LARGEST = 2.0**63  # of the bounds of a range: the seeds
 ABSENCE = ".off"  # after the key path of a block: the name of the parameter that says whether it is absent
 
 
@@ -138,6 +140,8 @@ def parse(node: Mapping[str, Any], path: tuple[str | int, ...]) -> tuple[Range |
 def _choice_faults(values: list[Any], where: tuple[str | int, ...]) -> list[Problem]:
     if not values:
         return [Problem(where, "empty range: give at least one value")]
+    if len(values) > bounds.CHOICES:
+        return [Problem(where, f"{len(values):,} values; at most {bounds.CHOICES:,}, or take a range of numbers")]
     return [
         Problem((*where, i), f"the value {describe(value)} stands twice")
         for i, value in enumerate(values)
@@ -166,13 +170,8 @@ def _bound_faults(kind: str, values: list[Any], where: tuple[str | int, ...]) ->
 
 
 def _number(value: Any) -> bool:
-    """Whether `value` is a finite number; YAML 1.1 reads 1e-3 as a text, so texts of numbers count."""
-    if isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
+    """Whether `value` is a finite number, and no larger than any that a key can have."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 PRESENT, ABSENT = 1.0, 0.0  # answers to "is the block absent?", which is so below its probability

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from hksd.errors import unknown
+from hksd import bounds
+from hksd.bounds import COST
+from hksd.errors import describe, unknown
 from hksd.schema import Section, section_fields
 
 Cost = Literal["params", "mflops", "peak_memory_mb", "latency_ms"]
@@ -23,13 +25,15 @@ SamplerName = Literal["auto", "tpe", "gp", "nsga2", "nsga3", "random", "grid"]
 class Limits(Section):
     """Hard limits on the deployed student; a draw outside is rejected before training."""
 
-    params: Annotated[int | None, Field(ge=1, description="largest number of parameters")] = None
-    mflops: Annotated[float | None, Field(gt=0, description="largest MFLOPs of one image, 2 x MACs")] = None
+    params: Annotated[int | None, Field(ge=1, le=COST, description="largest number of parameters")] = None
+    mflops: Annotated[float | None, Field(gt=0, le=COST, description="largest MFLOPs of one image, 2 x MACs")] = None
     peak_memory_mb: Annotated[
-        float | None, Field(gt=0, description="largest memory for one image's inference, in 10^6 bytes, float32")
+        float | None,
+        Field(gt=0, le=COST, description="largest memory for one image's inference, in 10^6 bytes, float32"),
     ] = None
     latency_ms: Annotated[
-        float | None, Field(gt=0, description="largest median latency of one image on search.latency.target")
+        float | None,
+        Field(gt=0, le=COST, description="largest median latency of one image on search.latency.target"),
     ] = None
 
     def bounds(self) -> dict[str, float]:
@@ -41,10 +45,13 @@ GraceEpochs = Annotated[
     int | None,
     Field(
         ge=1,
+        le=bounds.EPOCHS,
         description="no trial is stopped earlier; default a third of the epochs, or the end of the adversarial warm-up",
     ),
 ]
-ReductionFactor = Annotated[float, Field(gt=1, description="one in that many trials goes on at each rung")]
+ReductionFactor = Annotated[
+    float, Field(gt=1, le=bounds.FACTOR, description="one in that many trials goes on at each rung")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +69,10 @@ class HyperBand(Section):
     grace_epochs: GraceEpochs = None
     reduction_factor: ReductionFactor = 3.0
     brackets: Annotated[
-        int | None, Field(ge=1, description="how many; default one more than there are rungs: the last never stops")
+        int | None,
+        Field(
+            ge=1, le=bounds.DEPTH, description="how many; default one more than there are rungs: the last never stops"
+        ),
     ] = None
 
 
@@ -72,7 +82,10 @@ class Median(Section):
 
     grace_epochs: GraceEpochs = None
     min_trials: Annotated[
-        int, Field(ge=1, description="no trial is stopped before it can be compared with that many others")
+        int,
+        Field(
+            ge=1, le=bounds.TRIALS, description="no trial is stopped before it can be compared with that many others"
+        ),
     ] = 5
 
 
@@ -82,14 +95,27 @@ class Pbt(Section):
 
     grace_epochs: GraceEpochs = None
     interval_epochs: Annotated[
-        int | None, Field(ge=1, description="epochs between two comparisons; default a sixth of the epochs, rounded up")
+        int | None,
+        Field(
+            ge=1,
+            le=bounds.EPOCHS,
+            description="epochs between two comparisons; default a sixth of the epochs, rounded up",
+        ),
     ] = None
-    population: Annotated[int, Field(ge=2, description="the latest trials that are compared with each other")] = 8
+    population: Annotated[
+        int, Field(ge=2, le=bounds.CONCURRENT, description="the latest trials that are compared with each other")
+    ] = 8
     quantile: Annotated[
-        float, Field(gt=0, le=0.5, description="share of them that is replaced, and share that they are replaced from")
+        float,
+        Field(
+            ge=1 / bounds.CONCURRENT,
+            le=0.5,
+            description="share of them that is replaced, and share that they are replaced from",
+        ),
     ] = 0.25
     factor: Annotated[
-        float, Field(gt=1, description="a fork multiplies or divides its parent's schedule knobs by it")
+        float,
+        Field(gt=1, le=bounds.FACTOR, description="a fork multiplies or divides its parent's schedule knobs by it"),
     ] = 1.25
 
     def __post_init__(self) -> None:
@@ -154,16 +180,23 @@ def _scheduler(value: Any) -> Any:
 
 def _check_gpu(value: object) -> object:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value != "auto" and not (number and 0 <= value < math.inf):  # type: ignore[operator]
-        raise ValueError(f"must be 'auto' or a number of at least 0 (got {value!r})")
+    if value != "auto" and not (number and 0 <= value <= bounds.GPUS):  # type: ignore[operator]
+        raise ValueError(f"must be 'auto' or a number from 0 to {bounds.GPUS:g} (got {describe(value)})")
     return value
+
+
+def _once(costs: tuple[Cost, ...]) -> tuple[Cost, ...]:
+    for cost in costs:
+        if costs.count(cost) > 1:
+            raise ValueError(f"{cost} stands twice; every objective once")
+    return costs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources(Section):
     """What one trial occupies."""
 
-    cpu: Annotated[int, Field(ge=1, description="CPU cores of a trial")] = 1
+    cpu: Annotated[int, Field(ge=1, le=bounds.CORES, description="CPU cores of a trial")] = 1
     gpu: Annotated[
         Literal["auto"] | float,
         BeforeValidator(_check_gpu),
@@ -174,7 +207,9 @@ class Resources(Section):
     memory_gb: Annotated[
         float | None,
         Field(
-            gt=0, description="memory that a trial may hold, in 10^9 bytes; default its part of 90 % of the machine's"
+            gt=0,
+            le=bounds.MEMORY_GB,
+            description="memory that a trial may hold, in 10^9 bytes; default its part of 90 % of the machine's",
         ),
     ] = None
 
@@ -187,28 +222,34 @@ class LatencySettings(Section):
         str,
         Field(
             pattern=r"^[A-Za-z0-9_.-]+$",
+            max_length=bounds.NAME_LENGTH,
             description="local (the machine of the search), or a custom resource of Ray that the device has",
         ),
     ] = LOCAL
-    threads: Annotated[int, Field(ge=1, description="threads inside an operator")] = 1
-    runs: Annotated[int, Field(ge=10, description="timed runs that count, of five times as many")] = 100
+    threads: Annotated[int, Field(ge=1, le=bounds.CORES, description="threads inside an operator")] = 1
+    runs: Annotated[
+        int, Field(ge=10, le=bounds.LATENCY_RUNS, description="timed runs that count, of five times as many")
+    ] = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Section):
     """How to search."""
 
-    trials: Annotated[int, Field(ge=1, description="trials to train, the arms included")]
+    trials: Annotated[int, Field(ge=1, le=bounds.TRIALS, description="trials to train, the arms included")]
     maximize: Annotated[Literal["val_accuracy"], Field(description="the objective")] = "val_accuracy"
-    minimize: Annotated[tuple[Cost, ...], Field(description="further objectives: a front in place of one winner")] = ()
+    minimize: Annotated[
+        tuple[Cost, ...], AfterValidator(_once), Field(description="further objectives: a front in place of one winner")
+    ] = ()
     max_drop: Annotated[
         float | None,
-        Field(ge=0, description="points that a student may lose against the teacher; the smallest such wins"),
+        Field(ge=0, le=100, description="points that a student may lose against the teacher; the smallest such wins"),
     ] = None
     limits: Annotated[Limits, Field(description="hard limits, checked before training")] = field(default_factory=Limits)
     sampler: Annotated[SamplerName, Field(description="how draws are made; auto: by a rule, which it tells")] = "tpe"
     grid_points: Annotated[
-        int | None, Field(ge=1, description="points of each continuous range, for the sampler grid")
+        int | None,
+        Field(ge=1, le=bounds.GRID_POINTS, description="points of each continuous range, for the sampler grid"),
     ] = None
     enqueue_defaults: Annotated[
         bool, Field(description="draw the documented defaults first; not with the samplers random and grid")
@@ -221,23 +262,33 @@ class SearchConfig(Section):
         Field(description="runs to be measured against: as published, each with its own share of the draws, or none"),
     ] = "fixed"
     seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="seed of the sampler")] = 0
-    concurrent: Annotated[int | None, Field(ge=1, description="trials at once; default what the resources allow")] = (
-        None
-    )
+    concurrent: Annotated[
+        int | None, Field(ge=1, le=bounds.CONCURRENT, description="trials at once; default what the resources allow")
+    ] = None
     resources: Annotated[Resources, Field(description="what one trial occupies")] = field(default_factory=Resources)
     latency: Annotated[LatencySettings, Field(description="where and how latency is measured")] = field(
         default_factory=LatencySettings
     )
 
     max_device_hours: Annotated[
-        float | None, Field(gt=0, description="hours of training, over all devices, after which no trial is started")
+        float | None,
+        Field(
+            gt=0, le=bounds.HOURS, description="hours of training, over all devices, after which no trial is started"
+        ),
     ] = None
-    max_cost: Annotated[float | None, Field(gt=0, description="money after which no trial is started; needs price")] = (
+    max_cost: Annotated[
+        float | None, Field(gt=0, le=bounds.MONEY, description="money after which no trial is started; needs price")
+    ] = None
+    price: Annotated[float | None, Field(gt=0, le=bounds.MONEY, description="money that a device costs in an hour")] = (
         None
     )
-    price: Annotated[float | None, Field(gt=0, description="money that a device costs in an hour")] = None
     epoch_timeout: Annotated[
-        float | None, Field(gt=0, description="seconds after which an epoch counts as hung; default from those so far")
+        float | None,
+        Field(
+            gt=0,
+            le=bounds.SECONDS,
+            description="seconds after which an epoch counts as hung; default from those so far",
+        ),
     ] = None
 
     def __post_init__(self) -> None:

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hksd import bounds
 from hksd.config import changes
-from hksd.config.run import RunConfig, from_tree
+from hksd.config.run import RunConfig, from_tree, path_faults
 from hksd.errors import KeyPath, Problem, UserError, unknown
+from hksd.files import expanded
 from hksd.schema import check, section_fields
-from hksd.yaml import Document, apply_overrides, parse_yaml, read_yaml
+from hksd.yaml import Document, parse_yaml, read_yaml
 from hksd_search.space import alternatives, ranges
 from hksd_search.space.ranges import Draws, Range, grid_problems
 from hksd_search.space.settings import SearchConfig
@@ -139,11 +141,17 @@ def find(name: str) -> Path:
     Raises:
         UserError: there is none; lists the known names.
     """
-    known, path = shipped(), Path(name)
+    known = shipped()
     if name in known:  # names come first: a folder of that name may stand in the working directory
         return known[name]
-    if path.is_file():
-        return path
+    path = expanded(name, "the name or path of a space or configuration")
+    try:
+        if path.is_file():
+            return path
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{name}: a pipe or a device; give a plain file")
+    except OSError as error:  # a folder that may not be looked into
+        raise UserError(f"{name}: {error.strerror}") from error
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise UserError(f"{name}: no such file")
     raise UserError(unknown("space", name, known) + ", or a path to a .yaml file")
@@ -164,8 +172,11 @@ def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Space:
         ConfigError: every fault of the file, with line and key path.
     """
     path = find(name)
-    document = read_yaml(path)
-    return parse(replace(document, tree=apply_overrides(document.tree, overrides)), path.stem)
+    document = read_yaml(path).changed(overrides)
+    space = parse(document, path.stem)
+    if faults := path_faults(document.tree):
+        raise document.error(faults)
+    return space
 
 
 def loads(text: str, name: str, source: str) -> Space:
@@ -267,7 +278,7 @@ def _too_many_threads(tree: Mapping[str, Any], search: SearchConfig) -> Iterator
     """A trial with more threads than cores of its own would slow its neighbours down (measured: by more than half)."""
     train = tree.get("train")
     threads = train.get("threads", 1) if isinstance(train, Mapping) else 1
-    if isinstance(threads, int) and threads > search.resources.cpu:
+    if isinstance(threads, int) and search.resources.cpu < threads <= bounds.CORES:
         yield Problem(
             ("train", "threads"),
             f"{threads} threads, but a trial has search.resources.cpu = {search.resources.cpu}; make them equal",

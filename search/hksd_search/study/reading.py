@@ -9,18 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
 from hksd.config.run import from_tree
 from hksd.deploy.export import Row
-from hksd.errors import UserError
+from hksd.errors import UserError, key_path
+from hksd.files import expanded
 from hksd.teacher.teacher import FAMILIAR
 from hksd_search.space.arms import ARMS
-from hksd_search.space.settings import shown
+from hksd_search.space.settings import Cost, shown
 from hksd_search.study import pareto
 from hksd_search.study.records import Record, read_records
 
 FACTS_FILE, EXPORT_FOLDER = "search.json", "export"
 TRAINED = ("complete", "pruned", "failed")
 STATUSES = (*TRAINED, "rejected", "duplicate")
+MEND_FACTS = "`hksd search NAME --resume` writes it again"
 EPSILON = 1e-9  # of an accuracy: sums of shares do not end in exact numbers
 
 
@@ -149,20 +154,58 @@ def _row(name: str, record: Record | None) -> Row:
     )
 
 
+class _Teacher(TypedDict):
+    model: str
+    accuracy: float
+    params: int
+    mflops: float
+
+
+class _Facts(TypedDict, total=False):
+    """What is read of search.json; more may stand there."""
+
+    space: str
+    teacher: _Teacher
+    data: dict[str, Any] | None
+    provenance: dict[str, Any] | None
+    teaching: dict[str, Any] | None
+    latency: dict[str, Any] | None
+    minimize: list[Cost] | None
+    max_drop: float | None
+    arms: str
+    epochs: int
+    ended: str | None
+
+
+def _fault_of(facts: Any) -> str | None:
+    """What is wrong with the content of search.json, or None."""
+    try:
+        _FACTS.validate_python(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"{key_path(first['loc']) or 'the file'}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return None
+
+
+_FACTS = TypeAdapter(_Facts)
+
+
 def open_search(runs: Path, name: str) -> SearchFolder:
     """Open the search `name` below the folder `runs`.
 
     Raises:
         UserError: there is none; lists those there are.
     """
-    where = runs / name
-    if not where.is_dir():
+    where = expanded(runs / name, "NAME") if name else runs
+    if not name or not where.is_dir():
         known = sorted(p.parent.name for p in runs.glob(f"*/{FACTS_FILE}"))
         raise UserError(f"{where}: no such search" + (f" (there are: {', '.join(known)})" if known else ""))
     try:
         facts = json.loads((where / FACTS_FILE).read_text())
     except FileNotFoundError:
         facts = {}
-    except ValueError as error:
-        raise UserError(f"{where / FACTS_FILE}: damaged: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where / FACTS_FILE}: damaged: {error}; {MEND_FACTS}") from error
+    if fault := _fault_of(facts):
+        raise UserError(f"{where / FACTS_FILE}: damaged: {fault}; {MEND_FACTS}")
     return SearchFolder(name, where, read_records(where), facts)

@@ -158,7 +158,7 @@ def open_storage(folder: Path) -> StudyStorage:
         return StudyStorage(Journal(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, AssertionError) as error:
         raise UserError(f"{path}: damaged, or no journal of a study") from error
 
 
@@ -217,7 +217,7 @@ def read_records(folder: Path) -> list[Record]:
         storage = open_storage(folder)
         study = storage.get_study_id_from_name(STUDY_NAME)
         return [record_of(trial) for trial in storage.get_all_trials(study, deepcopy=False)]
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, AssertionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder / STUDY_FILE}: damaged, or no journal of a study") from error
