@@ -36,7 +36,7 @@ from hksd_search.space.sizes import Meter, check_feasible, measure_ahead
 from hksd_search.space.space import Space
 from hksd_search.strategy import samplers, stopping, warm_start
 from hksd_search.strategy.warm_start import Taken
-from hksd_search.study import reading
+from hksd_search.study import reading, trial_files
 from hksd_search.study.reading import FACTS_FILE, SearchFolder, open_search
 from hksd_search.summary import Outcome, facts_of, finish_tracking, note_origin, outcome, parent_params, teacher_line
 from hksd_search.teaching import Teaching, make_teacher, with_teacher
@@ -250,11 +250,15 @@ def open_books(seen: Seen, taught: Taught) -> Books:
     events = Events(
         started=[tracker.start_trial, display.started],
         reported=[tracker.epoch, display.reported],
-        ended=[tracker.end_trial, display.ended],
+        ended=[tracker.end_trial, display.ended, partial(trial_files.tidy, home.folder)],
     )
+    if gone := trial_files.mend(home.folder):
+        display.line(trial_files.told(gone))
     goal = None if drop is None else reading.target(taught.facts["teacher"]["accuracy"], drop)
     ledger = Ledger(space, home.folder.resolve(), seen.meter, seen.largest, events, goal, taught.taken)
     display.take_over(ledger.records())
+    for number in gone:
+        tracker.end_trial(ledger.records()[number])  # it waits
     return Books(ledger, tracker, uri, Caps(ledger, taught.facts["teacher"]["seconds"]))
 
 
