@@ -7,6 +7,7 @@ Each phase returns what the next ones take: `look` reads and measures and writes
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -84,8 +85,8 @@ def search(
         interruptible(display, home.folder) as interrupt,
     ):
         taught = teach(seen, earlier, resume)
+        interrupt.hold()
         books = open_books(seen, taught)
-        interrupt.ledger = books.ledger
         done = False
         try:
             done = train(seen, books, interrupt, restart)
@@ -267,38 +268,48 @@ def train(seen: Seen, books: Books, interrupt: Interrupt, restart: Sequence[str]
 
     Ray is imported only here, after its environment is set.
     """
-    ledger, home = books.ledger, seen.home
-    books.caps.look()
-    if not ledger.wants_more():  # no Ray for nothing
-        interrupt.disarm()
-        return True
-    connect.prepare(home.address)
-    from hksd_search.backend import ray_watch, tuning
-
+    ledger = books.ledger
     try:
-        connect.start_ray(home.address)
-        interrupt.install()
-        try:
-            packing = tuning.pack(ledger.space, ledger.largest, seen.data, home.teachers)
-            if packing.reason:
-                seen.display.line(packing.reason)
-            books.caps.start(packing.gpu)
-            watched = restart is not None and not home.address
-            again = ray_watch.Restart(home.resume_command, restart or (), seen.display.line) if watched else None
-            folder = home.folder.resolve()
-            tuning.tune_trials(
-                ledger, seen.data, folder, home.teachers, packing.gpu, restart=again, private=not home.address
-            )
-        finally:
-            interrupt.disarm()
-            connect.stop_ray()
+        interrupt.go()
+        books.caps.look()
+        if os.environ.pop(connect.STOPPED, None):  # see `backend.ray_watch.Restart`
+            raise KeyboardInterrupt
+        if not ledger.wants_more():  # no Ray for nothing
+            return True
+        _train_with_ray(seen, books, interrupt, restart)
     except KeyboardInterrupt:
         ledger.stop(Why.INTERRUPTED)
         return False
     except RunError as error:  # Ray does not start
         ledger.stop(Why.FAULT, str(error))
         return False
+    finally:
+        interrupt.hold()
     return True
+
+
+def _train_with_ray(seen: Seen, books: Books, interrupt: Interrupt, restart: Sequence[str] | None) -> None:
+    """Start Ray, train, and end Ray."""
+    ledger, home = books.ledger, seen.home
+    connect.prepare(home.address, ledger.space.search.resources.nice)
+    from hksd_search.backend import ray_watch, tuning
+
+    connect.start_ray(home.address)
+    interrupt.ledger = ledger
+    try:
+        packing = tuning.pack(ledger.space, ledger.largest, seen.data, home.teachers)
+        if packing.reason:
+            seen.display.line(packing.reason)
+        books.caps.start(packing.gpu)
+        watched = restart is not None and not home.address
+        again = ray_watch.Restart(home.resume_command, restart or (), seen.display.line) if watched else None
+        folder = home.folder.resolve()
+        tuning.tune_trials(
+            ledger, seen.data, folder, home.teachers, packing.gpu, restart=again, private=not home.address
+        )
+    finally:
+        interrupt.hold()
+        connect.stop_ray()
 
 
 def close_books(seen: Seen, taught: Taught, books: Books, done: bool) -> Closed:

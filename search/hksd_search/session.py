@@ -96,6 +96,7 @@ def choose_folder(space: Space, runs: Path, name: str, resume: bool) -> Path:
         before, now = (parse_yaml(text, str(folder / SPACE_FILE)).tree for text in texts)
         for tree in (before, now):
             tree["search"].update(dict.fromkeys(RAISABLE))
+            tree["search"].get("resources", {}).pop("nice", None)
         changed = [key for key in {*before, *now} if before.get(key) != now.get(key)]
         if changed:
             raise UserError(

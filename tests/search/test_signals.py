@@ -18,7 +18,7 @@ from hksd_search.backend.stop_file import STOP_FILE, told_to_stop
 from hksd_search.console import Display
 from hksd_search.interrupt import Interrupt, Stop, interruptible, stoppable
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 @pytest.fixture
