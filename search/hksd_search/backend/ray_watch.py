@@ -139,9 +139,7 @@ class Restart:
                 f"Ray died ({died}), {self.count + 1} times in a row before a trial finished an epoch (logs: {logs}). "
                 f"Everything is saved. Resume with:\n  {self.command}"
             )
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, private.DEAF_TO
-        )  # the new process hears of those that come from now on
+        signal.pthread_sigmask(signal.SIG_BLOCK, private.DEAF_TO)  # kept for the new process
         then = "trials wait at" if stopping() else "it is started again, and trials go on from"
         self.say(f"Ray died ({died}); {then} their last checkpoints")
         streams.mute_dead()
