@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 import typer.main
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from hksd import data as datasets
 from hksd.config.run import from_tree
@@ -323,6 +325,19 @@ def test_a_teacher_as_json_is_trained_once_and_then_read(files: Path) -> None:
     assert first["val_accuracy"] == again["val_accuracy"]
     assert Path(first["folder"]).is_dir()
     assert [path.name for path in (files / "teachers-only" / "teachers").iterdir()] == [first["key"]]
+
+
+def test_weights_that_are_not_finite_are_not_measured(trained: Path, tmp_path: Path) -> None:
+    for file in trained.iterdir():
+        shutil.copy(file, tmp_path)
+    weights = load_file(tmp_path / "student.safetensors")
+    spoilt = next(name for name, value in weights.items() if value.is_floating_point())
+    weights[spoilt].view(-1)[0] = float("nan")
+    save_file(weights, tmp_path / "student.safetensors")
+    said = hksd("evaluate", tmp_path, "--split", "test")
+    assert said.code == 1
+    assert said.err.startswith(f"failed: {tmp_path}/student.safetensors: weights that are NaN or infinite ({spoilt}")
+    assert not (tmp_path / "test-openings.jsonl").exists()
 
 
 def test_status_of_a_search_whose_process_is_gone_says_so_and_how_to_resume(runs: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = "hksd-ray-"  # in /tmp: the paths of Ray's sockets may not be long
+LONGEST = 24  # characters of the folder around it, for the same reason
 LOCK = ".lock"  # held by the driver for as long as it lives
 DEAF_TO = (signal.SIGTERM, signal.SIGHUP)
 
@@ -53,20 +54,28 @@ class Home:
     """The folder in which a private Ray keeps its session, for this user alone; removed when it closes.
 
     What processes that died have left is removed first.
+
+    Attributes:
+        path: what Ray is given.
     """
 
     def __init__(self) -> None:
         root = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))
-        if not os.access(root, os.W_OK):
+        if len(str(root)) > LONGEST or not os.access(root, os.W_OK):
             root = Path("/tmp")
         remove_left(root)
-        self.path = Path(tempfile.mkdtemp(prefix=FOLDER, dir=root))  # 0700
-        self._lock = (self.path / LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        while True:
+            self.folder = Path(tempfile.mkdtemp(prefix=FOLDER, dir=root))  # for this user alone
+            with suppress(FileNotFoundError):
+                self._lock = (self.folder / LOCK).open("w")
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                if (self.folder / LOCK).exists():  # another process may have taken it for one that was left
+                    break
+        self.path = self.folder / "r"  # Ray lets everybody write into what it is given
 
     def close(self) -> None:
         """Remove the folder."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
 
