@@ -258,8 +258,9 @@ def open_books(seen: Seen, taught: Taught) -> Books:
     goal = None if drop is None else reading.target(taught.facts["teacher"]["accuracy"], drop)
     ledger = Ledger(space, home.folder.resolve(), seen.meter, seen.largest, events, goal, taught.taken)
     display.take_over(ledger.records())
-    for number in gone:
-        tracker.end_trial(ledger.records()[number])  # it waits
+    for record in ledger.records():  # a process that died has not told MLflow that its trials wait
+        if record.status == "interrupted" and str(record.number) in tracker.runs:
+            tracker.end_trial(record)
     return Books(ledger, tracker, uri, Caps(ledger, taught.facts["teacher"]["seconds"]))
 
 

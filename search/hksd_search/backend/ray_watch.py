@@ -128,6 +128,7 @@ class Restart:
         """
         node = ray._private.worker._global_node
         logs = node.get_logs_dir_path() if node else "none"
+        signal.setitimer(signal.ITIMER_REAL, 0)  # it would outlive this process, and end the new one
         mine = [process for processes in _processes().values() for process in processes]
         for process in mine:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -139,7 +140,6 @@ class Restart:
                 f"Ray died ({died}), {self.count + 1} times in a row before a trial finished an epoch (logs: {logs}). "
                 f"Everything is saved. Resume with:\n  {self.command}"
             )
-        signal.pthread_sigmask(signal.SIG_BLOCK, private.DEAF_TO)  # kept for the new process
         then = "trials wait at" if stopping() else "it is started again, and trials go on from"
         self.say(f"Ray died ({died}); {then} their last checkpoints")
         streams.mute_dead()
@@ -147,8 +147,12 @@ class Restart:
         sys.stderr.flush()
         program = ["-m", "hksd_search.cli"] if sys.argv[0].endswith("cli.py") else [sys.argv[0]]
         words = [sys.executable, *program, *shlex.split(self.command)[1:], *self.extra]
-        told = {connect.STOPPED: "1"} if stopping() else {COUNT: str(self.count + 1)}
-        os.execve(sys.executable, words, {**os.environ, **told})
+        signal.pthread_sigmask(signal.SIG_BLOCK, private.DEAF_TO)  # what comes now is kept for the new process
+        try:
+            told = {connect.STOPPED: "1"} if stopping() else {COUNT: str(self.count + 1)}
+            os.execve(sys.executable, words, {**os.environ, **told})
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, private.DEAF_TO)
 
     def _give_up(self, text: str) -> NoReturn:
         print(f"failed: {text}", file=sys.stderr, flush=True)
