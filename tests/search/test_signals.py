@@ -113,3 +113,17 @@ def test_a_signal_that_the_shell_has_a_process_ignore_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_while_the_books_are_opened_waits_for_that_and_a_second_one_does_not(interrupt: Interrupt) -> None:
+    interrupt.hold()
+    signal.raise_signal(signal.SIGTERM)
+    assert interrupt.ledger is not None
+    assert not interrupt.ledger.stopping
+    with pytest.raises(KeyboardInterrupt):
+        interrupt.go()
+    interrupt.hold()
+    signal.raise_signal(signal.SIGHUP)
+    interrupt.ledger = None
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGHUP)
