@@ -83,11 +83,13 @@ def fit(
         config, data, known, out_dir=out_dir, on_epoch=on_epoch, should_stop=should_stop, resume=resume, keep=keep
     )
     if out_dir is not None and not result.stopped:
+        path = out_dir / WEIGHTS_FILE
         try:
-            weights.save(out_dir / WEIGHTS_FILE, result.student, student_metadata(config, data, result))
-            write_atomically(out_dir / RESULT_FILE, json.dumps(summary(config, data, result), indent=1).encode())
+            weights.save(path, result.student, student_metadata(config, data, result))
+            path = out_dir / RESULT_FILE
+            write_atomically(path, json.dumps(summary(config, data, result), indent=1).encode())
         except OSError as error:
-            raise RunError(f"{error.filename or out_dir}: the result cannot be written: {error.strerror}") from error
+            raise RunError(f"{path}: the result cannot be written: {error.strerror}") from error
     return result
 
 
@@ -101,6 +103,27 @@ def look(config: RunConfig, data: DataSet) -> None:
     look_at(config.student.spec(), data.image_shape, train.device, train.precision, train.batch_size)
     if config.terms.teacher_needs:
         teachers.look(config, data)
+
+
+def unfinished(folder: Path) -> str | None:
+    """What is wrong with the files that `fit` writes into a folder at its end; None where they are there and whole.
+
+    Args:
+        folder: `out_dir` of the run.
+    """
+    try:
+        weights.check(folder / WEIGHTS_FILE)
+        if "val_accuracy" not in json.loads((folder / RESULT_FILE).read_bytes()):
+            return f"{RESULT_FILE} is damaged"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except UserError:
+        return f"{WEIGHTS_FILE} is damaged"
+    except (ValueError, TypeError):
+        return f"{RESULT_FILE} is damaged"
+    except OSError as error:
+        return f"{Path(error.filename or folder).name}: {error.strerror}"
+    return None
 
 
 def _knowledge(

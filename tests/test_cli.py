@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 import typer.main
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from hksd import data as datasets
 from hksd.config.run import from_tree
@@ -28,6 +30,7 @@ from hksd.fit import fit
 from hksd.models.weights import read
 from hksd_search import cli
 from hksd_search.ledger import Ledger
+from hksd_search.session import locked
 from hksd_search.space import space as spaces
 from hksd_search.space.sizes import Meter, check_feasible
 from hksd_search.study.reading import FACTS_FILE
@@ -324,13 +327,41 @@ def test_a_teacher_as_json_is_trained_once_and_then_read(files: Path) -> None:
     assert [path.name for path in (files / "teachers-only" / "teachers").iterdir()] == [first["key"]]
 
 
-def test_status_as_json_has_counts_and_records_also_while_a_search_runs(runs: Path) -> None:
+def test_weights_that_are_not_finite_are_not_measured(trained: Path, tmp_path: Path) -> None:
+    for file in trained.iterdir():
+        shutil.copy(file, tmp_path)
+    weights = load_file(tmp_path / "student.safetensors")
+    spoilt = next(name for name, value in weights.items() if value.is_floating_point())
+    weights[spoilt].view(-1)[0] = float("nan")
+    save_file(weights, tmp_path / "student.safetensors")
+    said = hksd("evaluate", tmp_path, "--split", "test")
+    assert said.code == 1
+    assert said.err.startswith(f"failed: {tmp_path}/student.safetensors: weights that are NaN or infinite ({spoilt}")
+    assert not (tmp_path / "test-openings.jsonl").exists()
+
+
+def test_status_of_a_search_whose_process_is_gone_says_so_and_how_to_resume(runs: Path) -> None:
     found = hksd("status", "first", "--runs", runs, "--json").json()
+    assert found["state"] == "stopped"
+    assert found["trials"]["running"] == 0
+    assert found["trials"]["interrupted"] == 1
+    assert found["resume"].endswith("--resume")
+    said = hksd("status", "first", "--runs", runs).out
+    assert "no process runs this search" in said
+    assert found["resume"] in said
+    assert "running" not in said.replace("running:", "")
+
+
+def test_status_as_json_has_counts_and_records_also_while_a_search_runs(runs: Path) -> None:
+    with locked(runs / "first"):
+        found = hksd("status", "first", "--runs", runs, "--json").json()
+        said = hksd("status", "first", "--runs", runs)
+    assert found["state"] == "running"
+    assert f"process {os.getpid()}" in found["process"]
     assert found["name"] == "first"
     assert found["best"] == 0
     assert {key: count for key, count in found["trials"].items() if count} == {"complete": 1, "failed": 1, "running": 1}
     assert [record["status"] for record in found["records"]] == ["complete", "failed", "running"]
-    said = hksd("status", "first", "--runs", runs)
     assert said.code == 0
     assert "1 complete, 1 failed, 1 running" in said.out
     assert "best student (trial 0)" in said.out

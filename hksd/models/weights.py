@@ -53,6 +53,22 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, {}
 
 
+def check(path: Path) -> None:
+    """Look whether a .safetensors file is whole, by its header and its length.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read.
+        UserError: it is cut off, or of another kind.
+    """
+    path.open("rb").close()  # what is raised here names the file
+    try:
+        with safe_open(str(path), framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or no weights file: {error}") from error
+
+
 def load_into(module: nn.Module, path: Path) -> dict[str, str]:
     """Load weights into `module` and return the metadata.
 

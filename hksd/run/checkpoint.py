@@ -87,6 +87,12 @@ def fork(folder: Path, parent: Path, epoch: int) -> bool:
     return True
 
 
+def forget(folder: Path) -> None:
+    """Remove what a run in `folder` would go on from: for one that has ended. What was kept stays (see `keep`)."""
+    for name in (LAST, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read one checkpoint file.
 

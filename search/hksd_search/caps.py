@@ -59,8 +59,8 @@ class Caps:
         return self.teacher_seconds / HOUR + device_hours(self.seconds, self.gpu)
 
     def _reported(self, number: int, result: Mapping[str, Any]) -> None:
-        """Count an epoch; the last one before a resume is reported again."""
-        if not result.get("repeated"):
+        """Count an epoch; the last one before a resume is reported again, which is not training it again."""
+        if result.get("again") or not result.get("repeated"):
             self.seconds += float(result["seconds"])
             self._check(self.hours)
 

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from hksd.errors import RunError, Stopped, UserError
+from hksd_search import streams
 from hksd_search.commands import (
     confirm,
     doctor,
@@ -44,6 +45,7 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
     """Turn errors into messages and exit codes; an error of ours keeps its stack trace."""
 
     def stop(message: str, code: int) -> None:
+        streams.mute_dead()
         typer.echo(message, err=True)
         if as_json:
             typer.echo(json.dumps({"error": message, "exit_code": code}))
@@ -80,6 +82,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        streams.heed_signals()
         with _exit_codes("--json" in sys.argv[1:]):
             return super().invoke(ctx)
 

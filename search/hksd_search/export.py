@@ -18,10 +18,11 @@ from hksd.data import DataSet, store
 from hksd.deploy import export as core
 from hksd.deploy.export import Exported
 from hksd.errors import UserError
-from hksd.fit import WEIGHTS_FILE
+from hksd.fit import WEIGHTS_FILE, unfinished
 from hksd.models import classes, weights
 from hksd.teacher.inputs import trained_on
 from hksd.teacher.teacher import FAMILIAR
+from hksd_search.session import how_to_resume
 from hksd_search.study.reading import EXPORT_FOLDER, SearchFolder, counts
 from hksd_search.study.records import trial_folder
 
@@ -102,7 +103,11 @@ def write_trial(
         )
     config = from_tree(chosen.config)
     data = data or datasets.load(config.data, search.folder.parent / store.FOLDER)
-    student, metadata = load_student(config, data, trial_folder(search.folder, chosen.number) / WEIGHTS_FILE)
+    trial = trial_folder(search.folder, chosen.number)
+    if (fault := unfinished(trial)) and fault.startswith(WEIGHTS_FILE):
+        resume = how_to_resume(search.name, search.folder.parent, None)
+        raise UserError(f"{trial / fault}; `{resume}` trains it again")
+    student, metadata = load_student(config, data, trial / WEIGHTS_FILE)
     data = as_trained(data, metadata)
     tally = ", ".join(f"{count} {status}" for status, count in counts(search.records).items() if count)
     origin = f"Trial {chosen.number} of the search `{search.name}` (trials: {tally})."

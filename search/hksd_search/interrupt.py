@@ -1,4 +1,4 @@
-"""Signals: what Ctrl-C, SIGTERM and a machine that goes away do to a search, and to a single run."""
+"""Signals: what Ctrl-C, SIGTERM, a closed terminal (SIGHUP) and a machine that goes away do to a search or a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hksd_search import streams
 from hksd_search.backend.stop_file import STOP_FILE
 from hksd_search.console import Display
 from hksd_search.ending import Why
@@ -18,26 +19,38 @@ if TYPE_CHECKING:  # imports Optuna, which a single run does without
 GRACE = 8.0  # seconds after SIGTERM in which trials may save; the search then ends without them, to be over in 20
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+URGENT = (signal.SIGTERM, signal.SIGHUP)
+
+
 class Interrupt:
     """What signals do to a search.
 
-    Ctrl-C ends every trial after its epoch, a second one stops now. SIGTERM, which comes from a machine that is about
-    to go away, ends every trial after its step; whatever has not ended `GRACE` seconds later is left behind.
+    While trials train, Ctrl-C ends each after its epoch, and a second one stops now. SIGTERM, which comes from a
+    machine that is about to go away, and SIGHUP, from a terminal that is closed, end each after its step; whatever has
+    not ended `GRACE` seconds later is left behind. While the books are opened or closed (`hold`), which takes seconds,
+    a first signal waits for that. At any other time a signal stops at once.
     """
 
     def __init__(self, display: Display, folder: Path):
         self.display, self.stop_file = display, folder / STOP_FILE
-        self.ledger: Ledger | None = None
-        self.hurried = False
+        self.ledger: Ledger | None = None  # while trials train
+        self.hurried, self.holding, self.noted = False, False, False
 
     def install(self) -> None:
-        """Take over the signals; Ray, when it starts, puts a handler for SIGTERM of its own in place."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-            signal.signal(number, self)
+        """Take over the signals; what the shell has a process ignore at a closed terminal (`nohup`) stays ignored."""
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self)
 
     def __call__(self, number: int, frame: Any) -> None:
-        """Take a signal; before there are trials, the first one stops at once."""
-        urgent = number == signal.SIGTERM and not self.hurried
+        """Take a signal."""
+        streams.mute_dead()
+        if self.holding and not self.noted:
+            self.noted = True
+            self.display.line("stopping: what is being written is finished first (again stops now)")
+            return
+        urgent = number in URGENT and not self.hurried
         if self.ledger is None or (self.ledger.stopping and not urgent):
             raise KeyboardInterrupt
         self.ledger.stop(Why.INTERRUPTED)
@@ -46,9 +59,25 @@ class Interrupt:
         else:
             self.display.line("stopping: each trial finishes its epoch and is saved (Ctrl-C again stops now)")
 
+    def hold(self) -> None:
+        """The books are opened, or closed: a first signal waits, and a timer for trials is of no use."""
+        self.hurried, self.holding = True, True
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def go(self) -> None:
+        """The books are open: a signal that came meanwhile counts now.
+
+        Raises:
+            KeyboardInterrupt: there was one.
+        """
+        self.hurried, self.holding = False, False
+        if self.noted:
+            self.noted = False
+            raise KeyboardInterrupt
+
     def disarm(self) -> None:
-        """Training is over, so no trial is waited for: from here on SIGTERM is like Ctrl-C."""
-        self.hurried = True
+        """No trial is waited for any more: a signal stops at once."""
+        self.ledger, self.hurried = None, True
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _hurry(self) -> None:
@@ -64,10 +93,10 @@ class Interrupt:
 
 @contextmanager
 def interruptible(display: Display, folder: Path) -> Iterator[Interrupt]:
-    """Take over SIGINT, SIGTERM and SIGALRM for the length of a search in `folder`."""
+    """Take over the signals for the length of a search in `folder`."""
     handler = Interrupt(display, folder)
     handler.stop_file.unlink(missing_ok=True)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     handler.install()
     try:
         yield handler
@@ -82,7 +111,7 @@ class InterruptedRun(KeyboardInterrupt):
 
 
 class Stop:
-    """SIGINT and SIGTERM for a single run: `asked` tells it to end after its step, a second signal stops now.
+    """SIGINT, SIGTERM and SIGHUP for a single run: `asked` tells it to end after its step, a second signal stops now.
 
     Nothing has to be saved before the run first asks; until then the first signal stops at once.
 
@@ -100,6 +129,7 @@ class Stop:
 
     def __call__(self, number: int, frame: Any) -> None:
         """Take a signal."""
+        streams.mute_dead()
         if self.stopping or not self.listening:
             raise KeyboardInterrupt
         self.stopping = True
@@ -108,9 +138,9 @@ class Stop:
 
 @contextmanager
 def stoppable(on_ask: Callable[[], None]) -> Iterator[Stop]:
-    """Take over SIGINT and SIGTERM for the length of a run; what the shell has a process ignore stays ignored."""
+    """Take over the signals for the length of a run; what the shell has a process ignore stays ignored."""
     stop = Stop(on_ask)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS if number != signal.SIGALRM}
     mine = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
     for number in mine:
         signal.signal(number, stop)

@@ -30,7 +30,7 @@ from hksd_search.strategy import beginning, samplers
 from hksd_search.strategy.warm_start import Taken
 from hksd_search.study import study as studies
 from hksd_search.study.forks import Offspring
-from hksd_search.study.records import ACCURACY, STRIKES, Assignment, Record, Status, record_of
+from hksd_search.study.records import STRIKES, Assignment, Record, Status, record_of
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class Ledger:
         self.study, self.storage = studies.open_study(folder, self.objectives)
         self.competitors = Competitors(space, largest, meter.shape["image_size"])
         self.live: dict[int, tuple[optuna.Trial, Assignment]] = {}
+        self.reached: dict[int, int] = {}  # last epoch that a live trial has reported since it was handed out
         self.hashes: dict[str, int] = {}
         self.offspring: dict[int, Offspring] = {}  # what takes the place of a live trial once that has stopped
         self.trained, self.wished = 0, 0
@@ -206,6 +207,7 @@ class Ledger:
         inherited = known.accuracies if known.fork and not resumed else {}
         assignment = Assignment(trial.number, config, known.arm, known.costs, resumed, known.fork, inherited)
         self.live[trial.number] = trial, assignment
+        self.reached.pop(trial.number, None)
         return assignment
 
     def _refuse(self, trial: optuna.Trial, status: Status, reason: str, twin: int | None = None) -> None:
@@ -216,45 +218,60 @@ class Ledger:
         self._conclude(trial, status, TrialState.PRUNED, reason=reason)
 
     def report(self, number: int, result: Mapping[str, Any]) -> None:
-        """Take in the report of an epoch (fields of `hksd.run.outcome.EpochReport`); a repeated epoch is ignored.
-
-        A resumed trial repeats its last epoch. Observers hear of it, marked, since the process before may have died
-        between the study and them.
-        """
-        trial, assignment = self.live[number]
+        """Take in the report of an epoch (fields of `hksd.run.outcome.EpochReport`); a repeated epoch counts once."""
+        trial, _ = self.live[number]
         before = self._attributes(trial).get("progress", {"epoch": 0, "seconds": 0.0})
-        epoch, accuracy = int(result["epoch"]), float(result["val_accuracy"])
+        epoch, accuracy, last = int(result["epoch"]), float(result["val_accuracy"]), self.reached.get(number, 0)
+        if epoch <= last and not result.get("anew"):  # Tune tells the last report of a trial twice
+            return
+        self.reached[number] = epoch
         if epoch <= before["epoch"]:
-            if result.get("anew"):  # a fork that did not find its parent's checkpoint
-                trial.set_user_attr("progress", {**before, "seconds": before["seconds"] + float(result["seconds"])})
-            elif assignment.resumed and epoch == before["epoch"]:
-                for observer in self.events.reported:
-                    observer(number, {**result, "repeated": True})
+            self._repeated(number, result, before, again=last > 0 or epoch == 1 < before["epoch"])
             return
         seconds = before["seconds"] + float(result["seconds"])
         with self.storage.together():
-            if len(self.objectives) > 1:  # one attribute an epoch: one with all would be written anew each time
-                trial.set_user_attr(f"{ACCURACY}{epoch}", accuracy)
-            elif epoch not in self.trial(number).intermediate_values:  # it may be there if a process died meanwhile
-                trial.report(accuracy, epoch)
+            studies.note_accuracy(self.study, self.storage, trial._trial_id, epoch, accuracy)
             trial.set_user_attr("progress", {"epoch": epoch, "val_accuracy": accuracy, "seconds": seconds})  # last
         if self._written():
             for observer in self.events.reported:
                 observer(number, result)
 
-    def finish(self, number: int, reason: str | None = None) -> None:
-        """End a trial: failed when there is a reason, complete when its last epoch was reported, else pruned.
+    def _repeated(self, number: int, result: Mapping[str, Any], before: Mapping[str, Any], again: bool) -> None:
+        """Take in an epoch that the study knows.
 
-        While the search is stopping, a trial that is not through goes back to WAITING.
+        A resumed trial reports the last epoch of its checkpoint. Observers hear of it, marked, since the process before
+        may have died between the study and them. An epoch that was trained `again`, since its checkpoint is gone, takes
+        time, and on a GPU it may end with another accuracy, which is that of the student.
+        """
+        trial, assignment = self.live[number]
+        epoch, accuracy = int(result["epoch"]), float(result["val_accuracy"])
+        told: dict[str, Any] = {"repeated": True}
+        if again or result.get("anew"):  # anew: a fork that did not find its parent's checkpoint
+            now = {**before, "seconds": before["seconds"] + float(result["seconds"])}
+            same = result.get("anew") or record_of(self.trial(number)).accuracies.get(epoch) == accuracy
+            with self.storage.together():
+                if not same:
+                    studies.note_accuracy(self.study, self.storage, trial._trial_id, epoch, accuracy)
+                    now["val_accuracy"] = accuracy if epoch == before["epoch"] else before["val_accuracy"]
+                trial.set_user_attr("progress", now)
+            told = {"repeated": same, "again": True}
+        if assignment.resumed and (again or epoch == before["epoch"]) and self._written():
+            for observer in self.events.reported:
+                observer(number, {**result, **told})
+
+    def finish(self, number: int, reason: str | None = None) -> None:
+        """A trial has ended by itself: failed when there is a reason, complete after its last epoch, else pruned.
+
+        Only after its last epoch has a trial written its student, so what did not end by itself is not complete (see
+        `put_back`). While the search is stopping, a trial that is not through waits again.
         """
         trial, assignment = self.live.pop(number)
-        progress = self._attributes(trial).get("progress", {"epoch": 0})
-        through = progress["epoch"] >= assignment.config.train.epochs
+        through = self.reached.get(number, 0) >= assignment.config.train.epochs
         with self.storage.together():
             if reason is not None:
                 self._conclude(trial, "failed", TrialState.FAIL, reason=reason)
             elif through:
-                values = {"val_accuracy": progress["val_accuracy"], **assignment.costs}
+                values = {"val_accuracy": self._attributes(trial)["progress"]["val_accuracy"], **assignment.costs}
                 self._conclude(trial, "complete", TrialState.COMPLETE, [values[name] for name in self.objectives])
             elif self.stopping:
                 studies.wait_again(self.storage, trial._trial_id)
@@ -263,6 +280,14 @@ class Ledger:
                 reason = studies.replaced_by(self._enqueue(heir)) if heir else None
                 self._conclude(trial, "pruned", TrialState.PRUNED, reason=reason)
         self.offspring.pop(number, None)
+        self._announce(trial)
+
+    def put_back(self, number: int) -> None:
+        """Let a trial wait again that did not end by itself: its student may not be on disk, whatever it reported."""
+        trial, _ = self.live.pop(number)
+        self.offspring.pop(number, None)
+        with self.storage.together():
+            studies.wait_again(self.storage, trial._trial_id)
         self._announce(trial)
 
     def replace(self, number: int, offspring: Offspring) -> None:
@@ -292,13 +317,9 @@ class Ledger:
         if strike and len(strikes) >= allowed:
             self.finish(number, f"{len(strikes)} times, the last time: {reason}")
             return
-        del self.live[number]
-        self.offspring.pop(number, None)
-        with self.storage.together():
-            trial.set_user_attr("strikes", strikes)
-            studies.wait_again(self.storage, trial._trial_id)
+        trial.set_user_attr("strikes", strikes)
         log.warning("trial %d: %s; it is tried again from its last checkpoint", number, reason)
-        self._announce(trial)
+        self.put_back(number)
 
     def _conclude(
         self,
@@ -352,7 +373,7 @@ class Ledger:
         """Put everything that still runs back to WAITING."""
         self.stop(Why.INTERRUPTED)
         for number in list(self.live):
-            self.finish(number)
+            self.put_back(number)
 
     def trial(self, number: int) -> FrozenTrial:
         """A trial as the study has it."""

@@ -7,6 +7,7 @@ Each phase returns what the next ones take: `look` reads and measures and writes
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,7 +33,7 @@ from hksd_search.space.preview import check_knowledge
 from hksd_search.space.sizes import Meter, check_feasible, measure_ahead
 from hksd_search.space.space import Space
 from hksd_search.strategy import samplers, stopping, warm_start
-from hksd_search.study import reading
+from hksd_search.study import reading, trial_files
 from hksd_search.study.reading import FACTS_FILE, SearchFolder, open_search
 from hksd_search.summary import Outcome, facts_of, note_origin, parent_params, teacher_line
 from hksd_search.teaching import Teaching, make_teacher, with_teacher
@@ -91,8 +92,8 @@ def search(
     ):
         addresses.remember(home.folder, store)
         taught = teach(seen, earlier, resume)
+        interrupt.hold()
         books = open_books(seen, taught)
-        interrupt.ledger = books.ledger
         done = False
         try:
             done = train(seen, books, interrupt, restart)
@@ -149,6 +150,8 @@ def teach(seen: Seen, earlier: Sequence[SearchFolder], resume: bool) -> Taught:
 def open_books(seen: Seen, taught: Taught) -> Books:
     """Open the study, then the parent run in MLflow, which nobody would close if the study could not be opened."""
     space, home, display, drop = seen.space, seen.home, seen.display, seen.space.search.max_drop
+    if gone := trial_files.mend(home.folder):
+        display.line(trial_files.told(gone))
     events, goal = Events(), None if drop is None else reading.target(taught.facts["teacher"]["accuracy"], drop)
     ledger = Ledger(space, home.folder.resolve(), seen.meter, seen.largest, events, goal, taught.taken)
     caps = Caps(ledger, taught.facts["teacher"]["seconds"])
@@ -156,8 +159,11 @@ def open_books(seen: Seen, taught: Taught) -> Books:
     tracker.start_search(parent_params(space, taught.facts), resolved(space))
     events.started += [tracker.start_trial, display.started]
     events.reported += [tracker.epoch, display.reported]
-    events.ended += [tracker.end_trial, display.ended]
+    events.ended += [tracker.end_trial, display.ended, partial(trial_files.tidy, home.folder)]
     display.take_over(ledger.records())
+    for record in ledger.records():  # a process that died has not told MLflow that its trials wait
+        if record.status == "interrupted" and str(record.number) in tracker.runs:
+            tracker.end_trial(record)
     return Books(ledger, tracker, caps)
 
 
@@ -166,38 +172,48 @@ def train(seen: Seen, books: Books, interrupt: Interrupt, restart: Sequence[str]
 
     Ray is imported only here, after its environment is set.
     """
-    ledger, home = books.ledger, seen.home
-    books.caps.look()
-    if not ledger.wants_more():  # no Ray for nothing
-        interrupt.disarm()
-        return True
-    connect.prepare(home.address)
-    from hksd_search.backend import tuning
-
+    ledger = books.ledger
     try:
-        connect.start_ray(home.address)
-        interrupt.install()
-        try:
-            packing = tuning.pack(ledger.space, ledger.largest, seen.data, home.teachers)
-            if packing.reason:
-                seen.display.line(packing.reason)
-            books.caps.start(packing.gpu)
-            watched = restart is not None and not home.address
-            again = _restart(home, restart or (), seen.display) if watched else None
-            folder = home.folder.resolve()
-            tuning.tune_trials(
-                ledger, seen.data, folder, home.teachers, packing.gpu, restart=again, private=not home.address
-            )
-        finally:
-            interrupt.disarm()
-            connect.stop_ray()
+        interrupt.go()
+        books.caps.look()
+        if os.environ.pop(connect.STOPPED, None):  # see `backend.ray_watch.Restart`
+            raise KeyboardInterrupt
+        if not ledger.wants_more():  # no Ray for nothing
+            return True
+        _train_with_ray(seen, books, interrupt, restart)
     except KeyboardInterrupt:
         ledger.stop(Why.INTERRUPTED)
         return False
     except RunError as error:  # Ray does not start
         ledger.stop(Why.FAULT, str(error))
         return False
+    finally:
+        interrupt.hold()
     return True
+
+
+def _train_with_ray(seen: Seen, books: Books, interrupt: Interrupt, restart: Sequence[str] | None) -> None:
+    """Start Ray, train, and end Ray."""
+    ledger, home = books.ledger, seen.home
+    connect.prepare(home.address, ledger.space.search.resources.nice)
+    from hksd_search.backend import tuning
+
+    connect.start_ray(home.address)
+    interrupt.ledger = ledger
+    try:
+        packing = tuning.pack(ledger.space, ledger.largest, seen.data, home.teachers)
+        if packing.reason:
+            seen.display.line(packing.reason)
+        books.caps.start(packing.gpu)
+        watched = restart is not None and not home.address
+        again = _restart(home, restart or (), seen.display) if watched else None
+        folder = home.folder.resolve()
+        tuning.tune_trials(
+            ledger, seen.data, folder, home.teachers, packing.gpu, restart=again, private=not home.address
+        )
+    finally:
+        interrupt.hold()
+        connect.stop_ray()
 
 
 def _restart(home: Home, extra: Sequence[str], display: Display) -> Any:

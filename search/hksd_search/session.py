@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -96,6 +97,7 @@ def choose_folder(space: Space, runs: Path, name: str, resume: bool) -> Path:
         before, now = (parse_yaml(text, str(folder / SPACE_FILE)).tree for text in texts)
         for tree in (before, now):
             tree["search"].update(dict.fromkeys(RAISABLE))
+            tree["search"].get("resources", {}).pop("nice", None)
         changed = [key for key in {*before, *now} if before.get(key) != now.get(key)]
         if changed:
             raise UserError(
@@ -146,6 +148,29 @@ def _held_by(holder: Path) -> str:
         return f" ({holder.read_text()})"
     except OSError:
         return ""
+
+
+def holder(folder: Path) -> str | None:
+    """Who holds the lock of a folder, in words; None where no process does (it may have been killed)."""
+    try:
+        with (folder / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _held_by(folder / HOLDER).strip(" ()") or "a process"
+    except OSError:  # never locked, or a file system without locks
+        pass
+    return None
+
+
+def is_halted(holding: str) -> bool:
+    """Whether the process of a `holder` is on this machine, and stopped by a signal (SIGSTOP, Ctrl-Z)."""
+    found = re.match(r"process (\d+) on (\S+),", holding)
+    if found is None or found[2] != socket.gethostname():
+        return False
+    try:
+        return Path(f"/proc/{found[1]}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except (OSError, IndexError):
+        return False
 
 
 def how_to_resume(name: str, runs: Path, address: str | None) -> str:

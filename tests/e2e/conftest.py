@@ -98,6 +98,10 @@ class Program:
                 raise AssertionError(f"it does not happen: {self.out}\n{self.err}")
             time.sleep(0.1)
 
+    def processes(self) -> list[int]:
+        """Numbers of itself and of all that it has started."""
+        return [self.process.pid, *(pid for pid in descendants(self.mark) if pid != self.process.pid)]
+
     def left(self, seconds: float = 20, ignoring: str = "nothing") -> list[str]:
         """Names of what still runs some seconds after it ended."""
         deadline = time.monotonic() + seconds

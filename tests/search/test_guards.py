@@ -25,7 +25,7 @@ from hksd_search.study.storage import RESERVE
 Make = Callable[..., Any]
 # A trial: the name of the function and of the file are those of the real one, by which its thread is found.
 TRIAL = """
-import ctypes, re, sys, time
+import ctypes, os, re, signal, sys, time
 from pathlib import Path
 from hksd_search.backend import guards
 
@@ -48,6 +48,15 @@ def run_trial(what, folder, timeout, memory):
                 guard.rest()
                 time.sleep(1.5 * timeout)  # the driver is slow
                 guard.watch(0.2 * timeout)
+        elif what == "is halted":
+            if os.fork() == 0:
+                time.sleep(0.5)
+                os.kill(os.getppid(), signal.SIGSTOP)
+                time.sleep(2 * timeout)
+                os.kill(os.getppid(), signal.SIGCONT)
+                os._exit(0)
+            time.sleep(0.9)
+            os.wait()
     time.sleep(1.5 * timeout)
     print("done")
 """
@@ -73,6 +82,7 @@ CASES = {
     "crashes": (120, 100 * GB),
     "leaks": (120, 1_200_000_000),
     "reports": (1.5, 100 * GB),
+    "is halted": (1.5, 100 * GB),
 }
 
 
@@ -99,7 +109,7 @@ def live(child: Make, home: Path) -> dict[str, list[Any]]:
 def test_a_trial_that_hangs_is_ended_and_the_line_is_known(
     what: str, line: str, live: dict[str, list[Any]], home: Path
 ) -> None:
-    assert live[what] == [1, ""]
+    assert live[what] == [-signal.SIGABRT, ""]
     number = TRIAL.splitlines().index(f"            {line}") + 1
     reason = f"no epoch ended in 1.5 s (search.epoch_timeout); it hung in {home}/trial.py:{number} (run_trial)"
     assert guards.last_words(home / what) == (reason, STRIKES)
@@ -121,6 +131,11 @@ def test_a_trial_that_leaks_is_ended_before_the_machine_is_full(live: dict[str, 
     assert 1.2 <= held < 8
     expected = f"its process held {held} GB of memory, more than the 1.2 GB that it may (search.resources.memory_gb)"
     assert (reason, strikes) == (expected, MEMORY_STRIKES)
+
+
+def test_a_trial_whose_process_is_halted_has_not_hung(live: dict[str, list[Any]], home: Path) -> None:
+    assert live["is halted"] == [0, "done\n"]
+    assert guards.last_words(home / "is halted") == (failures.DIED, STRIKES)
 
 
 def test_a_trial_that_reports_its_epochs_in_time_is_left_alone_however_slow_its_driver(

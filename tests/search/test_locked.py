@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from hksd.errors import UserError
-from hksd_search.session import HOLDER, locked
+from hksd_search.session import HOLDER, holder, is_halted, locked
 
 Make = Callable[..., Any]
 HOLDS = """
@@ -47,3 +48,20 @@ def test_a_holder_that_was_killed_is_in_nobodys_way(other: Any, tmp_path: Path) 
     with locked(tmp_path):
         assert (tmp_path / HOLDER).exists()
     assert not (tmp_path / HOLDER).exists()
+
+
+def test_who_holds_a_folder_is_known_to_others_also_when_it_is_halted_and_nobody_does_after_a_kill(
+    other: Any, tmp_path: Path
+) -> None:
+    found = holder(tmp_path)
+    assert found is not None
+    assert found.startswith(f"process {other.pid} on ")
+    assert not is_halted(found)
+    other.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, other.pid, os.WSTOPPED)
+    assert is_halted(found)
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert holder(tmp_path) is None
+    assert (tmp_path / HOLDER).exists(), "it was killed"
+    assert holder(tmp_path / "nowhere") is None

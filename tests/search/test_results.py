@@ -257,6 +257,6 @@ def test_what_cannot_be_exported_is_said(runs: Path) -> None:
     with pytest.raises(UserError, match="no trial has run to the end"):
         export_trial(nothing)
     # The trial is complete, and somebody has removed its weights.
-    with pytest.raises(UserError, match=r"student\.safetensors: no such file"):
+    with pytest.raises(UserError, match=r"student\.safetensors is missing; `hksd search first"):
         export_trial(found, 0)
     assert not (runs / "first" / "export").exists()

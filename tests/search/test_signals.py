@@ -18,7 +18,7 @@ from hksd_search.backend.stop_file import STOP_FILE, told_to_stop
 from hksd_search.console import Display
 from hksd_search.interrupt import Interrupt, Stop, interruptible, stoppable
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 @pytest.fixture
@@ -113,3 +113,17 @@ def test_a_signal_that_the_shell_has_a_process_ignore_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_while_the_books_are_opened_waits_for_that_and_a_second_one_does_not(interrupt: Interrupt) -> None:
+    interrupt.hold()
+    signal.raise_signal(signal.SIGTERM)
+    assert interrupt.ledger is not None
+    assert not interrupt.ledger.stopping
+    with pytest.raises(KeyboardInterrupt):
+        interrupt.go()
+    interrupt.hold()
+    signal.raise_signal(signal.SIGHUP)
+    interrupt.ledger = None
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGHUP)

@@ -5,21 +5,27 @@ Ray reads its settings from the environment when it is imported: call `prepare` 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hksd.errors import RunError, UserError
-from hksd_search.backend import failures
+from hksd_search.backend import failures, private
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+SHUTDOWN_S = 8.0  # Ray that takes longer to end is left to the system
+STOPPED = "HKSD_STOPPED"  # environment variable: the search was being stopped; only its books are to be closed
+_home: private.Home | None = None  # of the private Ray of this process
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -32,13 +38,19 @@ SETTINGS = {
 }
 
 
-def prepare(address: str | None) -> None:
+def prepare(address: str | None, nice: int = 0) -> None:
     """Set Ray's environment for a private Ray (no address) or a cluster; what the user set himself stays.
 
     A private Ray binds its node address to loopback, but its ports still listen on every interface. It therefore gets
     token authentication with a fresh token that only this process and its children know; no token file is written.
     A cluster's mode and token are the cluster's own (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH).
+
+    Args:
+        address: of the cluster.
+        nice: niceness of the workers of a private Ray, 0 to 19; Ray's own default is 15.
     """
+    if address is None:
+        os.environ.setdefault("RAY_worker_niceness", str(nice))
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if address is None and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
@@ -56,13 +68,19 @@ def start_ray(address: str | None = None) -> None:
         RunError: Ray does not start here.
         KeyboardInterrupt: stopped by a signal.
     """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address is not None:
             _connect(address)
         else:
             _start_twice()
-    except SystemExit:  # while it starts, Ray answers SIGTERM itself
+    except (SystemExit, KeyboardInterrupt):  # while it starts, Ray answers SIGTERM itself
+        stop_ray()
         raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
     _quiet()
 
 
@@ -103,6 +121,7 @@ def _init(**how: Any) -> None:
     working directory of its own, so the job says that it has. There is no public way but to really give it one, which
     makes a start a second longer. Trials and `at_home` go to the user's directory themselves.
     """
+    global _home
     import ray
     from ray.job_config import JobConfig
 
@@ -110,7 +129,11 @@ def _init(**how: Any) -> None:
         def _runtime_env_has_working_dir(self) -> bool:
             return True
 
-    ray.init(job_config=Job(), log_to_driver=False, logging_level="ERROR", **how)
+    if "address" not in how:
+        _home = private.Home()
+        how["_temp_dir"] = str(_home.path)
+    with private.apart():
+        ray.init(job_config=Job(), log_to_driver=False, logging_level="ERROR", **how)
 
 
 def _children() -> set[int]:
@@ -162,7 +185,21 @@ def _quiet() -> None:
 
 
 def stop_ray() -> None:
-    """Leave the cluster, or end the private Ray."""
+    """Leave the cluster, or end the private Ray with all that it has started, in a limited time."""
+    global _home
     import ray
 
-    ray.shutdown()
+    node = ray._private.worker._global_node
+    infos = [info for known in (node.all_processes if node else {}).values() for info in known]
+    ending = threading.Thread(target=ray.shutdown, name="end of ray", daemon=True)
+    ending.start()
+    ending.join(SHUTDOWN_S)
+    if ending.is_alive():
+        atexit.unregister(ray.shutdown)
+    for info in infos:
+        with suppress(OSError):
+            info.process.kill()
+    private.kill_sessions({info.process.pid for info in infos})
+    if _home is not None:
+        _home.close()
+        _home = None

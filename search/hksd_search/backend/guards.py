@@ -1,8 +1,8 @@
 """What ends a trial before its time: faults told apart, epochs that hang, memory that leaks.
 
-A worker that hangs or leaks is ended from inside, by threads of its own, after it has left its last words in the folder
-of its trial; the driver, which only sees that the process is gone, reads the reason there. The watchdog for hangs is a
-thread in C (faulthandler), so a trial that hangs while it holds the interpreter's lock is ended too.
+A worker that leaks is ended from inside, by a thread of its own, after it has left its last words in the folder of its
+trial; the driver, which only sees that the process is gone, reads the reason there. One that hangs is ended by another
+process (`hksd_search.backend.watchdog`), so a trial that hangs while it holds the interpreter's lock is ended too.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import torch
 from hksd.errors import NonFiniteLossError, RunError, UserError
 from hksd_search.backend import failures
 from hksd_search.backend.gpu import GpuMemoryError
+from hksd_search.backend.watchdog import watchdog
 from hksd_search.study.records import STRIKES
 
 LAST_WORDS = "last-words.txt"  # in the folder of a trial
@@ -194,11 +195,11 @@ class Guard:
         self._over = threading.Event()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab")
+        faulthandler.enable(file=self._file)  # what ends this process leaves its last words, a crash of C code too
         self.watch()
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(self._file, fcntl.LOCK_EX)
         self._file.truncate(0)
-        faulthandler.enable(file=self._file)  # a crash of compiled code leaves its last words too
         threading.Thread(target=self._look, args=[self._over, os.getppid()], name="guard", daemon=True).start()
         return self
 
@@ -216,11 +217,11 @@ class Guard:
         """Give the next epoch its time; the one that ended took `epoch` seconds."""
         self.mine = max(self.mine, epoch)
         assert self._file is not None
-        faulthandler.dump_traceback_later(self.rules.patience(self.mine, self.others), file=self._file, exit=True)
+        watchdog.watch(self.rules.patience(self.mine, self.others), self._file)
 
     def rest(self) -> None:
         """Nothing is waited for: what comes now is not the trial's to be quick about."""
-        faulthandler.cancel_dump_traceback_later()
+        watchdog.rest()
 
     def _look(self, over: threading.Event, parent: int) -> None:
         bound = self.rules.bound()

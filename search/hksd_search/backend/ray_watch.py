@@ -10,17 +10,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shlex
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
 
+from hksd_search import streams
+from hksd_search.backend import connect, private
+
 NEEDED = ("raylet", "gcs_server")
+AGENTS = {"ray::RuntimeEnvAgent": "runtime_env_agent", "ray::DashboardAgent": "dashboard_agent"}  # as Ray calls them
 LOOK_EVERY = 0.1  # seconds
 TRIES = 3  # restarts in a row without a finished epoch between them
 COUNT = "HKSD_RAY_RESTARTS"  # environment variable: such restarts so far
@@ -38,37 +44,61 @@ def dead() -> str | None:
     return next((kind for kind in NEEDED if any(p.poll() is not None for p in processes.get(kind, ()))), None)
 
 
+def _agents() -> dict[int, str]:
+    """Numbers and names of the agents without which the raylet ends, and with it this process."""
+    found: dict[int, str] = {}
+    for raylet in _processes().get("raylet", ()):
+        for file in Path(f"/proc/{raylet.pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                for pid in map(int, file.read_text().split()):
+                    name = Path(f"/proc/{pid}/comm").read_text().strip()
+                    for agent in (AGENTS[one] for one in AGENTS if name and one.startswith(name)):
+                        found[pid] = agent
+    return found
+
+
 class RayWatch:
     """Looks after Ray until it is closed.
 
     Args:
-        restart: called with the name of what died; does not return.
-        stopping: whether the search is being stopped; then nothing is restarted, and the wait for its trials ends.
+        restart: called with the name of what died and with `stopping`; does not return.
+        stopping: whether the search is being stopped; then only its books are closed.
     """
 
-    def __init__(self, restart: Callable[[str], NoReturn], stopping: Callable[[], bool]):
+    def __init__(self, restart: Callable[[str, Callable[[], bool]], NoReturn], stopping: Callable[[], bool]):
         self.restart, self.stopping = restart, stopping
         self._over, self._turn = threading.Event(), threading.Lock()
+        self._ends: dict[int, str] = {}  # descriptors that become readable when an agent ends, and its name
         threading.Thread(target=self._look, name="ray watch", daemon=True).start()
 
     def _look(self) -> None:
-        while not self._over.wait(LOOK_EVERY):
+        known: set[int] = set()
+        while not self._over.is_set():
+            if len(known) < len(AGENTS) and hasattr(os, "pidfd_open"):  # they begin after the raylet
+                for pid, name in _agents().items():
+                    if pid not in known:
+                        with contextlib.suppress(OSError):
+                            self._ends[os.pidfd_open(pid)] = name
+                        known.add(pid)
+            select.select(list(self._ends), [], [], LOOK_EVERY)  # Ray's library is about to end this process: be first
             self.check()
 
     def check(self) -> None:
         """Act if something has died; returns while all live, and never where another thread restarts."""
         with self._turn:
-            if self._over.is_set() or not (name := dead()):
+            if self._over.is_set():
                 return
-            if not self.stopping():
-                self.restart(name)
-            self._over.set()
-            os.kill(os.getpid(), signal.SIGALRM)  # see `hksd_search.interrupt.Interrupt`
+            ended = select.select(list(self._ends), [], [], 0)[0]
+            if name := dead() or next((self._ends[end] for end in ended), None):
+                self.restart(name, self.stopping)
 
     def close(self) -> None:
         """Ray is about to be ended on purpose."""
         with self._turn:
             self._over.set()
+            for end in self._ends:
+                os.close(end)
+            self._ends = {}
 
 
 class Restart:
@@ -95,25 +125,41 @@ class Restart:
         """A trial has finished an epoch."""
         self.count = 0
 
-    def __call__(self, died: str) -> NoReturn:
-        """See the class; ends with exit code 1 where that was tried too often."""
+    def __call__(self, died: str, stopping: Callable[[], bool] = lambda: False) -> NoReturn:
+        """See the class; ends with exit code 1 where that was tried too often.
+
+        Args:
+            died: name of the process.
+            stopping: whether the search is being stopped: the new process then closes its books, and ends as this one
+                would have.
+        """
         node = ray._private.worker._global_node
         logs = node.get_logs_dir_path() if node else "none"
-        for process in (process for processes in _processes().values() for process in processes):
+        signal.setitimer(signal.ITIMER_REAL, 0)  # it would outlive this process, and end the new one
+        mine = [process for processes in _processes().values() for process in processes]
+        for process in mine:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 process.kill()
                 process.wait(timeout=5)
-        if self.count >= TRIES:
+        private.kill_sessions({process.pid for process in mine})
+        if not stopping() and self.count >= TRIES:
             self._give_up(
                 f"Ray died ({died}), {self.count + 1} times in a row before a trial finished an epoch (logs: {logs}). "
                 f"Everything is saved. Resume with:\n  {self.command}"
             )
-        self.say(f"Ray died ({died}); it is started again, and trials go on from their last checkpoints")
+        then = "trials wait at" if stopping() else "it is started again, and trials go on from"
+        self.say(f"Ray died ({died}); {then} their last checkpoints")
+        streams.mute_dead()
         sys.stdout.flush()
         sys.stderr.flush()
         program = ["-m", "hksd_search.cli"] if sys.argv[0].endswith("cli.py") else [sys.argv[0]]
         words = [sys.executable, *program, *shlex.split(self.command)[1:], *self.extra]
-        os.execve(sys.executable, words, {**os.environ, **self.secrets, COUNT: str(self.count + 1)})
+        signal.pthread_sigmask(signal.SIG_BLOCK, private.DEAF_TO)  # what comes now is kept for the new process
+        try:
+            told = {connect.STOPPED: "1"} if stopping() else {COUNT: str(self.count + 1)}
+            os.execve(sys.executable, words, {**os.environ, **self.secrets, **told})
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, private.DEAF_TO)
 
     def _give_up(self, text: str) -> NoReturn:
         print(f"failed: {text}", file=sys.stderr, flush=True)

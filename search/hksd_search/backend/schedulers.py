@@ -70,6 +70,8 @@ class LedgerScheduler(FIFOScheduler):  # type: ignore[misc]
             return False
         if self.ledger.stopping:
             return True
+        if result["epoch"] < record_of(self.ledger.trial(number)).epoch:  # trained again; it went on after it before
+            return False
         if self.evolution is not None:
             return self.evolution.stops(number, result["epoch"], result["val_accuracy"])
         _, given = self.ledger.live[number]

@@ -94,7 +94,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             self._lost(number, self.lost.pop(trial_id, Failure(failures.DIED, fault=False)))
         elif result.get("kind") == "disk full":
             self.ledger.stop(Why.FAULT, f"the disk is full: {result['fault'].partition(': ')[2]}")
-            self.ledger.finish(number)
+            self.ledger.put_back(number)
         elif result.get("kind") == "again":
             self.ledger.lost(number, result["fault"])
         else:
@@ -110,7 +110,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.faults += 1
         if self.faults >= self.alike:
             self.ledger.stop(Why.FAULT, f"no worker can train a trial: {failure.reason}")
-            self.ledger.finish(number)
+            self.ledger.put_back(number)
         else:
             self.ledger.lost(number, failure.reason, strike=False)
 

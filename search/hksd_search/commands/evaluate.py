@@ -33,7 +33,7 @@ def evaluate(
     from hksd.data.augment import batches_of
     from hksd.deploy.export import CONFIG_FILE as EXPORTED_CONFIG
     from hksd.device.device import resolve_device
-    from hksd.errors import UserError
+    from hksd.errors import RunError, UserError
     from hksd.files import expanded
     from hksd.run import evaluate as scoring
     from hksd.run import loop
@@ -59,6 +59,12 @@ def evaluate(
     data = datasets.load(config.data, runs / IMAGES)
     student, metadata = load_student(config, data, folder / training.WEIGHTS_FILE)
     data = as_trained(data, metadata)
+    if broken := [name for name, value in student.state_dict().items() if not bool(value.isfinite().all())]:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise RunError(
+            f"{folder / training.WEIGHTS_FILE}: weights that are NaN or infinite ({broken[0]}{more}): its training has "
+            "diverged or the file is spoilt, so there is nothing to measure; train it again, with a lower train.lr say"
+        )
     chosen = data.validation
     if split == "test":
         chosen = datasets.load_test(config.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -11,6 +12,12 @@ from hksd_search.commands.options import DEFAULT_RUNS, Json, Name, Runs
 from hksd_search.commands.output import Output
 
 EXTRA = ("running", "interrupted", "waiting", "imported")  # statuses that a search that has ended may not have
+ENDED_EARLY = {  # what `search.json` says of a search that may go on
+    "killed": "its last one did not come to an end of its own",
+    "interrupted": "it was stopped",
+    "max_device_hours": "it had reached search.max_device_hours",
+    "max_cost": "it had reached search.max_cost",
+}
 EXAMPLE = "`hksd status first`"
 
 
@@ -21,11 +28,17 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show how a search stands, also while it runs."""
-    from hksd_search import console
+    from hksd_search import console, session
     from hksd_search.study import reading
 
+    process = session.holder(runs / name)  # before the books are read: a search that ends now has then ended
     found = reading.open_search(runs, name)
-    output = Output(as_json)
+    output, ended = Output(as_json), found.facts.get("ended", "killed")
+    state = "running" if process else "stopped" if ended in ENDED_EARLY else "ended"
+    if not process:  # nothing runs where no process does, whatever one that was killed has left in the study
+        cut = [replace(r, status="interrupted") if r.status == "running" else r for r in found.records]
+        found = replace(found, records=cut)
+    resume = session.how_to_resume(name, runs, None) if state == "stopped" else None
     tally = {
         **reading.counts(found.records),
         **{key: sum(r.status == key for r in found.records) for key in EXTRA},
@@ -41,10 +54,18 @@ def status(
         out.print(
             ", ".join(f"{count} {key}" for key, count in tally.items() if count) or "no trial yet", highlight=False
         )
+        if process:
+            halted = "; it is halted (SIGSTOP or Ctrl-Z) and goes on with SIGCONT" if session.is_halted(process) else ""
+            out.print(f"running: {process}{halted}", highlight=False)
+        elif resume:
+            out.print(f"no process runs this search ({ENDED_EARLY[ended]}). Resume with:\n  {resume}", highlight=False)
 
     output.give(
         {
             "name": name,
+            "state": state,
+            "process": process,
+            "resume": resume,
             "trials": tally,
             "best": best.number if best else None,
             "records": [record.flat() for record in found.records],

@@ -174,7 +174,7 @@ class Confirmation:
 
     def _train_with_ray(self, left: Sequence[Run], interrupt: Interrupt) -> None:
         """Start Ray and train; Ray is imported only here, after its environment is set."""
-        connect.prepare(self.request.address)
+        connect.prepare(self.request.address, self.space.search.resources.nice)
         from hksd_search.backend import tuning
         from hksd_search.backend.trial import Workplace
         from hksd_search.confirm import retrain

@@ -212,6 +212,9 @@ class Resources(Section):
             description="memory that a trial may hold, in 10^9 bytes; default its part of 90 % of the machine's",
         ),
     ] = None
+    nice: Annotated[
+        int, Field(ge=0, le=19, description="niceness of trials on this machine; a cluster has its own")
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
