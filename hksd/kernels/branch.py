@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hksd.kernels.conv import convolve
 from hksd.kernels.native import library
 from hksd.kernels.norm import like, ordinary, watched
+from hksd.kernels.strided import Strided
 
 
 def branch(main: nn.Conv2d, side: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +38,7 @@ def _fits(side: nn.Conv2d, x: Tensor) -> bool:
         ordinary(x)
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.requires_grad
-        and type(side) is nn.Conv2d
+        and type(side) in (nn.Conv2d, Strided)
         and side.kernel_size == (1, 1)
         and side.stride[0] == side.stride[1] > 1
         and side.padding == (0, 0)

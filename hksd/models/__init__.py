@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hksd.errors import UserError, unknown
+from hksd.kernels.strided import guard
 from hksd.models import user, zoo
 from hksd.models.mobilenet import CifarMobileNetV2
 from hksd.models.resnet import Bottleneck, CifarResNet
@@ -170,11 +171,13 @@ def make(spec: NetworkSpec, *, in_channels: int, classes: int, image_size: int) 
         if own or MODELS[spec.model].by_path:
             arguments |= {"taps": spec.taps, "classifier": spec.classifier}
         make_it = partial(user.build, spec.model) if own else MODELS[spec.model].build
-        return make_it(**image, **arguments)
+        network = make_it(**image, **arguments)
     except NetworkError as error:
         raise NetworkError(prefix + error.key, error.text) from error
     except UserError as error:
         raise NetworkError(f"{prefix}model", str(error)) from error
+    guard(network)
+    return network
 
 
 def sketch(spec: NetworkSpec, *, in_channels: int, classes: int, image_size: int) -> TappedNet:

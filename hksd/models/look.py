@@ -128,8 +128,8 @@ class _Seen:
         network, remarks = self.network.eval(), []
         if network.contiguous:
             remarks.append(
-                "works on contiguous maps alone (a `view`?) and runs so, slower than in channels_last: use `reshape` "
-                "or `flatten`"
+                "works on contiguous maps alone (a `view`, or a strided 1x1 `F.conv2d` of few channels?) and runs so, "
+                "slower than in channels_last: use `reshape` or `flatten`, and `nn.Conv2d`"
             )
         before = images.clone()
         first = self._answer(images)

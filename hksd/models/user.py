@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hksd.device import memory, process
 from hksd.errors import nearest
+from hksd.kernels.strided import Seen, guard
 from hksd.models.taps import TappedNet
 from hksd.models.wrapped import NetworkError, WrappedNet
 
@@ -139,7 +140,10 @@ def _wants_contiguous(name: str, *arguments: Any) -> bool:
             images = images.clone(memory_format=layout)
         memory.lay_out(network, layout)
         try:
-            answers: Tensor = network.eval()(images).detach().clone()
+            with Seen() as seen:
+                answers: Tensor = network.eval()(images).detach().clone()
+            if seen.at_risk and layout == torch.channels_last:
+                return None  # no module, so that nothing guards it, and its gradient is not to be tried
             network.zero_grad(set_to_none=True)
             logits = network.train()(images)
             if logits.requires_grad:
@@ -181,6 +185,7 @@ def _build(
         return _own_taps(network, name, classes, descriptor, taps, classifier)
     if not isinstance(network, nn.Module):
         raise NetworkError("model", f"{name} must return an nn.Module (got {type(network).__name__})")
+    guard(network)
     return WrappedNet(
         network,
         [(path,) for path in taps],
@@ -227,4 +232,5 @@ def _own_taps(
             raise NetworkError(key, f"{name} is a TappedNet and decides this itself; leave the key out")
     if network.shapes.classes != classes:
         raise NetworkError("model", f"{name} tells {network.shapes.classes} classes apart, but the data has {classes}")
+    guard(network)
     return network
