@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a machine that goes down, never finds half of one."""
+"""Files: written so that a reader, or a machine that goes down, never finds half of one; found where users say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from hksd.errors import UserError
 
 # What systems say whose folders cannot be opened or synchronised: they keep names in their own way.
 NO_SYNC = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -52,6 +54,23 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with replaced(path) as file:
         file.write(content)
+
+
+def expanded(path: str, key: str) -> Path:
+    """The path that a configuration gives under `key`, with ``~`` and ``~user`` as the home folders they stand for.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        user = Path(path).parts[0].removeprefix("~")
+        raise UserError(
+            f"{key}: {path}: "
+            + (f"there is no user '{user}' on this machine" if user else "this user has no home folder")
+            + "; write the path in full"
+        ) from error
 
 
 def _sync(folder: Path) -> None:

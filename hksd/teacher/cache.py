@@ -17,7 +17,7 @@ from hksd.cache import made_once, sha256_of
 from hksd.config.run import RunConfig, TeacherConfig, canonical, content_hash
 from hksd.data import DataSet
 from hksd.errors import UserError
-from hksd.files import write_atomically
+from hksd.files import expanded, write_atomically
 from hksd.models import user, weights, zoo
 from hksd.terms.squeeze import SqueezeConfig
 
@@ -63,7 +63,7 @@ def _file_hash(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return sha256_of(Path(path))
+        return sha256_of(expanded(path, "teacher.checkpoint"))
     except OSError as error:
         raise UserError(f"teacher.checkpoint: {path}: {error.strerror}") from error
 

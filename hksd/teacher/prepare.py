@@ -25,6 +25,7 @@ from hksd.data.augment import Batches, batches_of
 from hksd.device import memory, precision
 from hksd.device.device import isolated, resolve_device
 from hksd.errors import RunError, UserError
+from hksd.files import expanded
 from hksd.models import weights, zoo
 from hksd.models.taps import TappedNet
 from hksd.run import loop
@@ -125,7 +126,7 @@ class _Stage:
         else:
             network = self._empty()
             if settings.checkpoint is not None:
-                weights.load_into(network, Path(settings.checkpoint))
+                weights.load_into(network, expanded(settings.checkpoint, "teacher.checkpoint"))
             else:
                 network.bare.load_state_dict(_published(settings, self.data))
         return network, {"accuracy": self._validate(network.to(self.device))}
