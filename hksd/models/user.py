@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,10 +20,12 @@ from hksd.device import memory, process
 from hksd.errors import nearest
 from hksd.kernels.strided import Seen, guard
 from hksd.models.taps import TappedNet
+from hksd.models.user_code import code_hash
 from hksd.models.wrapped import NetworkError, WrappedNet
 
 FORM = "package.module:factory"
 _WELL_FORMED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+LAYERS = 20  # of decorators and partials that are looked through
 KNOWN = ("classes", "num_classes", "in_channels", "width", "image_size")
 
 
@@ -57,6 +57,8 @@ def find_factory(name: str) -> Callable[..., Any]:
     if not callable(factory):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise NetworkError("model", f"{path} has no factory '{attribute}'{nearest(attribute, known)}")
+    if isinstance(factory, nn.Module):
+        raise NetworkError("model", f"{name} is a network; name the class or function that makes it")
     return factory  # type: ignore[no-any-return]
 
 
@@ -96,9 +98,22 @@ def _exit_hint(error: BaseException) -> str:
 
 
 def source_hash(name: str) -> str | None:
-    """Hash of the file that defines a factory, so that edited code is another network; None where there is no file."""
-    file = inspect.getsourcefile(sys.modules[find_factory(name).__module__])
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+    """Hash of the code behind a factory, so that edited code is another network; None where there is no file.
+
+    That is its module and what the module imports of the user's own, and the module in which the factory was made, if
+    it is another one: a class behind `functools.partial`, a decorated function, a method.
+    """
+    return code_hash((name.partition(":")[0], *_homes(find_factory(name))))
+
+
+def _homes(factory: object) -> Iterator[str]:
+    """Modules of a callable, and of those that it hands its calls to."""
+    for _ in range(LAYERS):
+        yield getattr(factory, "__module__", None) or "builtins"
+        inner = [getattr(factory, key) for key in ("__wrapped__", "func", "__func__") if hasattr(factory, key)]
+        if not inner:
+            return
+        factory = inner[0]
 
 
 def build(

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from hksd.errors import UserError
 from hksd.files import write_atomically
+from hksd.models import checkpoints, foreign
+from hksd.models.foreign import Fit, Names
+from hksd.models.recognised import recognised
+from hksd.models.staged import StagedNet
 from hksd.models.taps import TappedNet
 
-PREFIXES = ("module.", "_orig_mod.", "network.")  # of DataParallel, of torch.compile, of our own wrapper
-WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the weights, beside epoch and optimiser
+log = logging.getLogger(__name__)
 
 
 def save(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write the weights of `module` with text metadata, under the names that the bare network gives them."""
-    state = {name: value.detach().cpu().contiguous() for name, value in _bare(module).state_dict().items()}
-    write_atomically(path, to_bytes(state, dict(metadata)))
+    """Write the weights of `module` with text metadata, under the names that the bare network gives them.
+
+    A tensor that the network shares is written once, under its first name.
+    """
+    names = Names(_bare(module))
+    state = {group[0]: names.tensors[group[0]].detach().cpu().contiguous() for group in names.groups}
+    write_atomically(path, to_bytes(_apart(state), dict(metadata)))
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor in memory of its own: two parameters may look into one."""
+    seen: set[int] = set()
+    apart = {}
+    for name, value in state.items():
+        memory = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if memory in seen else value
+        seen.add(memory)
+    return apart
 
 
 def _bare(module: nn.Module) -> nn.Module:
@@ -29,28 +47,13 @@ def _bare(module: nn.Module) -> nn.Module:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read weights and metadata from .safetensors, or a state dict (no metadata) from .pt / .pth, also a wrapped one.
+    """Read the weights of a file, the largest set if it has several, and the metadata of .safetensors.
 
     Raises:
         UserError: the file is missing, damaged or of another kind.
     """
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(str(path), framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (OSError, SafetensorError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path}: damaged or no weights file: {error}") from error
-    except Exception as error:  # torch.load raises pickle.UnpicklingError and many others for foreign content
-        raise UserError(f"{path}: not a plain state dict (weights only): {str(error).splitlines()[0]}") from error
-    for key in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: not a plain state dict; save `model.state_dict()` with torch.save or as safetensors")
-    return state, {}
+    content = checkpoints.read(path)
+    return max((group.tensors for group in content.sets), key=len), content.metadata
 
 
 def check(path: Path) -> None:
@@ -72,35 +75,69 @@ def check(path: Path) -> None:
 def load_into(module: nn.Module, path: Path) -> dict[str, str]:
     """Load weights into `module` and return the metadata.
 
+    The weights may stand under keys and prefixes of wrappers, in half precision, and for one of our families under the
+    names of another collection; what is taken from a file that holds more is a warning.
+
     Raises:
-        UserError: keys or shapes do not fit; the message says which.
+        UserError: the file holds no weights, or keys or shapes do not fit; the message says which.
     """
-    state, metadata = read(path)
-    own = _bare(module).state_dict()
-    state = _without_prefix(state, own)
-    faults = [
-        *_other_classes(module, state, own),
-        *(f"missing {name}" for name in own if name not in state),
-        *(f"unexpected {name}" for name in state if name not in own),
-        *(
-            f"{name} is {tuple(state[name].shape)}, the network has {tuple(own[name].shape)}"
-            for name in own
-            if name in state and own[name].shape != state[name].shape
-        ),
-    ]
-    if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise UserError(f"{path}: the weights do not fit the network: {'; '.join(faults[:5])}{more}")
-    _bare(module).load_state_dict(state)
-    return metadata
+    content, network = checkpoints.read(path), _bare(module)
+    own = Names(network)
+    found = foreign.fits(content.sets, own, by_order=False)
+    if not found and isinstance(network, StagedNet):
+        found = foreign.fits(content.sets, own, by_order=True)
+    if not found:
+        raise UserError(f"{path}: {_misfit(module, content, own)}")
+    if said := _remarks(found):
+        log.warning("%s: %s", path, said)
+    network.load_state_dict(found[0].tensors, strict=False)  # what is missing are other names, and counters
+    return content.metadata
 
 
-def _without_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take away what wrappers put before every name, unless the network knows the names as they are."""
-    for prefix in PREFIXES:
-        if state and not set(state) & set(own) and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+def _remarks(found: Sequence[Fit]) -> str:
+    """What is to be said of the weights that are taken, in one line; empty where nothing is."""
+    fit, *others = found
+    said = []
+    if fit.pairs:
+        first, last = (f"'{theirs}' as '{ours}'" for theirs, ours in fit.pairs)
+        said.append(
+            f"its names are those of another collection; its {len(fit.tensors)} tensors are taken by their order, "
+            f"which agrees in kind and shape ({first} to {last})"
+        )
+    places = [other.where for other in others]
+    left = [f"'{place}' ({count})" for place, count in fit.left_out.items() if not _within(places, place)]
+    if others or left:
+        said.append(f"the weights under {_quoted(fit.where)} are taken")
+    if others:
+        said.append(f"those under {', '.join(map(_quoted, places))} fit as well")
+    if left:
+        said.append(f"left out: {', '.join(left[:5])}")
+    return "; ".join(said)
+
+
+def _within(places: Sequence[str], place: str) -> bool:
+    return any(f"{other}.".startswith(f"{place}.") for other in places)
+
+
+def _quoted(place: str) -> str:
+    return f"'{place}'" if place else "the top"
+
+
+def _misfit(module: nn.Module, content: checkpoints.Content, own: Names) -> str:
+    """Why no set of a file fits: the nearest one, its faults, and what network it is of."""
+    where, inside = foreign.closest(content.sets, own)
+    classes = _other_classes(module, inside, own.tensors)
+    faults = [*classes, *foreign.faults(inside, own)]
+    head = f"{module.classifier_path}." if isinstance(module, TappedNet) else ""
+    if not all(fault.startswith(head) for fault in faults[len(classes) :]) and (network := recognised(content.sets)):
+        faults.insert(0, f"they are of {network}")
+    more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+    said = [f"the weights do not fit the network: {'; '.join(faults[:5])}{more}"]
+    if where:
+        said.append(f"'{where}', which a wrapper or the file puts before their names, is taken away")
+    if content.note:
+        said.append(f"the file {content.note}")
+    return "; ".join(said)
 
 
 def _other_classes(module: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -183,7 +183,7 @@ def find(network: nn.Module, path: str, key: str, name: str) -> nn.Module:
     Raises:
         NetworkError: there is none; has the nearest path, and the modules at the top.
     """
-    known: dict[str, nn.Module] = dict(network.named_modules())
+    known: dict[str, nn.Module] = dict(network.named_modules(remove_duplicate=False))  # a module may have two names
     if not path or path not in known:
         top = ", ".join(child for child, _ in network.named_children()) or "none"
         raise NetworkError(
@@ -217,8 +217,11 @@ def _insert_descriptor(network: nn.Module, path: str, size: int) -> str:
         descriptor=nn.Linear(old.in_features, size, bias=False, device=device),
         classifier=nn.Linear(size, old.out_features, bias=old.bias is not None, device=device),
     )
-    parent, _, last = path.rpartition(".")
-    setattr(network.get_submodule(parent), last, nn.Sequential(parts))
+    new = nn.Sequential(parts)
+    for where, module in list(network.named_modules(remove_duplicate=False)):
+        if module is old:  # under every name that it has
+            parent, _, last = where.rpartition(".")
+            setattr(network.get_submodule(parent), last, new)
     return f"{path}.classifier"
 
 
@@ -262,10 +265,13 @@ def _probe(network: nn.Module, images: tuple[int, int, int], name: str) -> dict[
     network.eval()
 
     def on_meta() -> Any:
-        tensors = [*network.named_parameters(), *network.named_buffers()]
-        state = {where: torch.empty_like(tensor, device="meta") for where, tensor in tensors}
+        twins: dict[int, Tensor] = {}  # of tensors; what is shared stays shared
+        state = {
+            where: twins.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
+            for where, tensor in _places(network)
+        }
         with torch.device("meta"):
-            return functional_call(network, state, (torch.empty(2, *images),))
+            return functional_call(network, state, (torch.empty(2, *images),), tie_weights=False)
 
     try:
         shapes = _record(on_meta)
@@ -283,6 +289,20 @@ def _probe(network: nn.Module, images: tuple[int, int, int], name: str) -> dict[
         for module, mode in modes:
             module.training = mode
     return shapes
+
+
+def _places(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every place of a parameter or buffer, once, under one of its names.
+
+    A place that is named twice (its module has two names) must not be replaced twice: `functional_call` would put back
+    the replacement. A tensor in two places (tied weights) needs both.
+    """
+    for path, module in network.named_modules():
+        own = (
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        )
+        yield from ((f"{path}.{name}" if path else name, tensor) for name, tensor in own)
 
 
 @torch.no_grad()

@@ -65,7 +65,8 @@ class Prune:
 
     def __init__(self, config: PruneConfig, student: nn.Module, epochs: int):
         kinds = (nn.Conv2d,) if config.granularity == "filter" else (nn.Conv2d, nn.Linear)
-        self.weights = [module.weight for module in student.modules() if isinstance(module, kinds)]
+        found = [module.weight for module in student.modules() if isinstance(module, kinds)]
+        self.weights = list({id(weight): weight for weight in found}.values())  # tied ones once
         self.student, self.config = student, config
         self.debias_epoch = min(epochs - 1, math.ceil(epochs * (1 - config.debias_fraction)))
         self.masks: list[Tensor] = []

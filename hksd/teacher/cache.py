@@ -76,7 +76,7 @@ def _file_hash(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return sha256_of(Path(path))
+        return sha256_of(expanded(path, "teacher.checkpoint"))
     except OSError as error:
         raise UserError(f"teacher.checkpoint: {path}: {error.strerror}") from error
 

@@ -12,6 +12,7 @@ from hksd.config.run import RunConfig, content_hash
 from hksd.data import DataSet, StreamSplit
 from hksd.device.precision import Precision
 from hksd.errors import UserError
+from hksd.models import user
 from hksd.models.size import grids_of
 from hksd.models.taps import Grids
 from hksd.teacher.knowledge import EMBEDDING, LOGITS, SQUEEZED, VIEW_BATCH, Live, Stored, Take, values_per_image
@@ -127,10 +128,14 @@ def _fields(config: RunConfig, teacher: Teacher, image: Mapping[str, int]) -> di
 
 def _address(config: RunConfig, data: DataSet, teacher: Teacher, precision: Precision) -> str:
     """Hash of everything that makes the numbers of a view."""
+    assert config.teacher is not None
+    model = config.teacher.model
     return content_hash(
         {
             "format": FORMAT,
             "weights": _weights(teacher.model),
+            # What weights say depends on the code.
+            **({"code": user.source_hash(model)} if user.is_user(model) else {}),
             "data": data.fingerprint,
             "views": config.data.views(),
             "precision": str(precision.dtype),

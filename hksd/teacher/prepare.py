@@ -27,6 +27,7 @@ from hksd.data.augment import Batches, batches_of
 from hksd.device import memory, precision
 from hksd.device.device import isolated, resolve_device
 from hksd.errors import RunError, UserError
+from hksd.files import expanded
 from hksd.models import user, weights, zoo
 from hksd.models.classes import MOVED, classes_of, order_of, rearrange
 from hksd.models.look import look as look_at
@@ -164,7 +165,7 @@ class _Stage:
         """A network with the weights that the settings name, and what is to be known of it."""
         settings, network, told = self.settings, self._empty(), dict[str, str]()
         if settings.checkpoint is not None:
-            told = weights.load_into(network, Path(settings.checkpoint))
+            told = weights.load_into(network, expanded(settings.checkpoint, f"{settings.place}.checkpoint"))
         else:
             network.bare.load_state_dict(_published(settings, self.data))
         network.to(self.device).eval()
