@@ -131,7 +131,7 @@ def test_runs_in_one_process_leave_no_trace_on_each_other(
     torch.manual_seed(12345)
     fit(make_config(seed=5, student={"width": 0.5}), data=digits)
     with pytest.raises(NonFiniteLossError):
-        fit(make_config(train={"lr": 1e30}), data=digits)
+        fit(make_config(train={"lr": 1e12}), data=digits)
     torch.rand(7)
     assert same(run().student, whole.student)
 
@@ -154,7 +154,7 @@ def test_noise_and_threads_of_the_caller_are_left_as_they_were(make_config: Make
         fit(make_config(terms=EVERYTHING), data=digits, on_epoch=lambda _: seen.append(torch.get_num_threads()))
         assert state() == before
         with pytest.raises(NonFiniteLossError):
-            fit(make_config(train={"lr": 1e30}), data=digits)
+            fit(make_config(train={"lr": 1e12}), data=digits)
         assert state() == before
         with pytest.raises(ZeroDivisionError):
             fit(make_config(), data=digits, on_epoch=lambda _: 1 / 0)
@@ -678,7 +678,7 @@ def test_a_diverging_run_stops_at_once_and_names_epoch_step_and_every_term(
         NonFiniteLossError, match=r"epoch 1, step [2-4]: ce=.*kd=.*logits=.*squeeze=.*adversarial="
     ) as caught:
         fit(
-            make_config(terms=terms, train={"lr": 1e30}),
+            make_config(terms=terms, train={"lr": 1e12}),
             data=digits,
             cache_dir=cache_dir,
             out_dir=tmp_path,
@@ -690,19 +690,13 @@ def test_a_diverging_run_stops_at_once_and_names_epoch_step_and_every_term(
     assert checkpoint.load_newest(tmp_path) is None
 
 
-def test_a_weight_beyond_single_precision_stops_the_very_first_step(make_config: Make, digits: DataSet) -> None:
-    with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 1: ce=2\.") as caught:
-        fit(make_config(terms={"ce": {"weight": 1e39}}), data=digits)
-    assert math.isfinite(caught.value.values["ce"])
-
-
 def test_a_run_that_breaks_in_the_last_step_of_an_epoch_is_not_reported(
     make_config: Make, digits: DataSet, tmp_path: Path
 ) -> None:
     reports: list[EpochReport] = []
     with pytest.raises(NonFiniteLossError, match="validation=") as caught:
         fit(
-            make_config(train={"lr": 1e30, "batch_size": len(digits.train)}),
+            make_config(train={"lr": 1e12, "batch_size": len(digits.train)}),
             data=digits,
             out_dir=tmp_path,
             on_epoch=reports.append,
@@ -773,7 +767,7 @@ def test_a_gpu_that_is_not_there_is_a_users_error_with_a_cure() -> None:
 
 def test_the_norm_of_the_gradient_is_clipped(make_config: Make, digits: DataSet) -> None:
     settings = {"epochs": 1, "momentum": 0, "weight_decay": 0, "lr": 1.0, "batch_size": len(digits.train)}
-    before = fit(make_config(train={**settings, "lr": 1e-30}), data=digits).student
+    before = fit(make_config(train={**settings, "lr": 1e-12}), data=digits).student
     after = fit(make_config(train={**settings, "clip_norm": 1e-3}), data=digits).student
     moved = [(a - b).norm() for a, b in zip(after.parameters(), before.parameters(), strict=True)]
     assert torch.stack(moved).norm().item() == pytest.approx(1e-3, rel=0.01)

@@ -76,7 +76,9 @@ def look(
     return {"tried": count, "chance": reason, "helpful": helpful, "otherwise": otherwise}
 
 
-def judge(settings: TeacherConfig, facts: Mapping[str, Any], images: int, compared: Sequence[str]) -> tuple[str, ...]:
+def judge(
+    settings: TeacherConfig, facts: Mapping[str, Any], images: int, compared: Sequence[str], refuse: bool = True
+) -> tuple[str, ...]:
     """What is to be told of a teacher.
 
     Args:
@@ -84,6 +86,7 @@ def judge(settings: TeacherConfig, facts: Mapping[str, Any], images: int, compar
         facts: its ``accuracy`` on the validation split, ``outputs``, and what `look` found.
         images: number of validation images.
         compared: what in the run compares the values of logits themselves, in words.
+        refuse: raise what a run stops for; otherwise it is told with the rest.
 
     Raises:
         UserError: it knows no more than chance, or far less than `teacher.expected_accuracy`.
@@ -100,10 +103,10 @@ def judge(settings: TeacherConfig, facts: Mapping[str, Any], images: int, compar
             if helpful
             else f"no repair that was tried mends it; {CAUSES}"
         )
-        raise UserError(
-            f"{name} has {measured:.2%} on the validation split, {reason}; {tried} "
-            "(teacher.expected_accuracy: 0 takes it as it is)"
-        )
+        text = f"{name} has {measured:.2%} on the validation split, {reason}; {tried}"
+        if refuse:
+            raise UserError(f"{text} (teacher.expected_accuracy: 0 takes it as it is)")
+        return (*facts.get("renamed", ()), f"{text}; a run with it is refused (unless teacher.expected_accuracy is 0)")
     remarks = [f"{name}: {facts['otherwise']}"] if facts.get("otherwise") and not helpful else []
     if facts.get("chance") and not helpful:
         remarks.append(f"{name} has {measured:.2%} on the validation split, {facts['chance']}")

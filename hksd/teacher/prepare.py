@@ -47,7 +47,12 @@ log = logging.getLogger(__name__)
 
 
 def prepare(
-    config: RunConfig, data: DataSet, *, cache_dir: Path | None = None, on_progress: Progress | None = None
+    config: RunConfig,
+    data: DataSet,
+    *,
+    cache_dir: Path | None = None,
+    on_progress: Progress | None = None,
+    refuse: bool = True,
 ) -> Teacher:
     """Make the teacher that `config` asks for, or take it from the cache.
 
@@ -56,6 +61,7 @@ def prepare(
         data: its images.
         cache_dir: folder that keeps teachers by content; None keeps nothing.
         on_progress: called after every epoch of training.
+        refuse: a loaded teacher that knows no more than chance is refused; otherwise that is a remark.
 
     Raises:
         UserError: no teacher section; a checkpoint that cannot be read or does not fit; a teacher that gives
@@ -65,7 +71,7 @@ def prepare(
     settings = config.teacher
     if settings is None:
         raise UserError("teacher: this run has no teacher section")
-    return _Stage(config, settings, data, cache_dir, on_progress or (lambda *_: None)).teacher()
+    return _Stage(config, settings, data, cache_dir, on_progress or (lambda *_: None)).teacher(refuse)
 
 
 def look(config: RunConfig, data: DataSet) -> None:
@@ -106,7 +112,7 @@ class _Stage:
         self.key = key_of(config, settings, data)
         self.folder = cache_dir / self.key if cache_dir else None
 
-    def teacher(self) -> Teacher:
+    def teacher(self, refuse: bool) -> Teacher:
         """Make or load both parts and freeze them; see `prepare`."""
         known = LOOKED if self.settings.loaded else frozenset[str]()
         network, facts, cached = remembered(self.folder, "teacher", self._empty, self._network, known)
@@ -118,7 +124,7 @@ class _Stage:
                 f"below teacher.min_accuracy {self.settings.min_accuracy:.2%}: "
                 "train it longer, take another, or lower the demand"
             )
-        told = facts.get("familiar", False), self._judged(facts)
+        told = facts.get("familiar", False), self._judged(facts, refuse)
         if not cached:
             for remark in told[1]:
                 log.warning("%s", remark)
@@ -196,13 +202,13 @@ class _Stage:
             return {}
         return {"outputs": check.kind_of_outputs(network.eval(), model, self._some.images)}
 
-    def _judged(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    def _judged(self, facts: Mapping[str, Any], refuse: bool) -> tuple[str, ...]:
         """See `hksd.teacher.check.judge`."""
         compared = [
             *(["the term logits"] if "logits" in self.config.terms.active() else []),
             *(["data_free"] if self.config.data_free else []),
         ]
-        return check.judge(self.settings, facts, len(self.data.validation), compared)
+        return check.judge(self.settings, facts, len(self.data.validation), compared, refuse)
 
     @cached_property
     def _some(self) -> Some:

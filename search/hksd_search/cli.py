@@ -36,6 +36,7 @@ from hksd_search.commands import (
 )
 from hksd_search.commands.options import FAILED, INTERRUPTED, USER_ERROR, install_line
 
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # of click, or of the copy of it inside typer
 NO_MEMORY = "can't allocate memory"  # in PyTorch's words, which are a plain RuntimeError
 LESS_MEMORY = "lower data.image_size, the width of networks or batch_size, or stream the images (data.streaming)"
 
@@ -56,6 +57,8 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
         yield
     except UserError as error:
         stop(f"error: {error}" if "\n" not in str(error) else f"error:\n{error}", USER_ERROR)
+    except USAGE_ERROR as error:  # of the options, which typer would draw into a box, also with --json
+        stop(f"error: {error.format_message().rstrip('.')}; see `{error.ctx.command_path} --help`", USER_ERROR)
     except ModuleNotFoundError as error:
         if (mend := install_line(error)) is None:
             raise

@@ -255,4 +255,5 @@ def test_no_share_is_no_limit() -> None:
 def test_a_share_of_a_gpu_is_auto_or_a_number_and_the_message_says_so(value: Any) -> None:
     found, problems = check(Resources, {"gpu": value})
     assert found is None
-    assert [str(problem).split(" (got")[0] for problem in problems] == ["gpu: must be 'auto' or a number of at least 0"]
+    (said,) = [str(problem).split(" (got")[0] for problem in problems]
+    assert said == "gpu: must be 'auto' or a number from 0 to 1000"

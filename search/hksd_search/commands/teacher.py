@@ -45,7 +45,7 @@ def teacher(
     data = datasets.load(config.data, runs / IMAGES)
     display = Display(output.console, 0)
     try:
-        made = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher)
+        made = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher, refuse=False)
         teaching = Teaching(config, data, made, runs / TEACHERS) if config.terms.teacher_needs else None
         if teaching is not None:
             display.line(str(teaching))
