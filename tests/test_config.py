@@ -116,11 +116,12 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     tree["data"].setdefault("root", "somewhere")
     if tree["data"]["root"] is None:
         tree["data"]["root"] = "somewhere"
-    names = tree["data"].get("classes")
-    if names is not None and (not all(names) or name_fault(names)):
-        tree["data"]["classes"] = None
     if tree.get("teacher") is None:
         tree["teacher"] = {"model": "resnet20"}
+    for part in (tree["data"], tree["teacher"]):
+        names = part.get("classes")
+        if names is not None and (not all(names) or name_fault(names)):
+            part["classes"] = None
     for network in (tree["teacher"], tree["student"]):
         entry = MODELS[network["model"]]
         network.update({} if entry.width else {"width": 1.0})
