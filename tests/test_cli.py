@@ -352,6 +352,19 @@ def test_status_of_a_search_whose_process_is_gone_says_so_and_how_to_resume(runs
     assert "running" not in said.replace("running:", "")
 
 
+def test_a_search_that_is_at_its_teacher_has_a_status_too(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "early"
+    folder.mkdir(parents=True)
+    (folder / "space.yaml").write_text("search: {}\n")
+    said = hksd("status", "early", "--runs", tmp_path / "runs")
+    assert said.code == 0, said
+    assert "no trial yet" in said.out
+    assert "hksd search early" in said.out
+    with locked(folder):
+        found = hksd("status", "early", "--runs", tmp_path / "runs", "--json").json()
+    assert (found["state"], found["records"]) == ("running", [])
+
+
 def test_status_as_json_has_counts_and_records_also_while_a_search_runs(runs: Path) -> None:
     with locked(runs / "first"):
         found = hksd("status", "first", "--runs", runs, "--json").json()

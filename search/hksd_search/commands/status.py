@@ -30,9 +30,14 @@ def status(
     """Show how a search stands, also while it runs."""
     from hksd_search import console, session
     from hksd_search.study import reading
+    from hksd_search.study.records import STUDY_FILE
 
     process = session.holder(runs / name)  # before the books are read: a search that ends now has then ended
-    found = reading.open_search(runs, name)
+    folder = runs / name
+    if (folder / session.SPACE_FILE).exists() and not (folder / STUDY_FILE).exists():  # not beyond its teacher yet
+        found = reading.SearchFolder(name, folder, [], {})
+    else:
+        found = reading.open_search(runs, name)
     output, ended = Output(as_json), found.facts.get("ended", "killed")
     state = "running" if process else "stopped" if ended in ENDED_EARLY else "ended"
     if not process:  # nothing runs where no process does, whatever one that was killed has left in the study
