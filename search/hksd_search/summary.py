@@ -153,7 +153,7 @@ def finish_tracking(
     try:
         end_run(tracker, found, status, export, ended, reports.at_end(found, display) if report else {})
     finally:
-        outcome = tracker.close()
+        outcome = tracker.close(tracking.STOP_FLUSH_S if status == "KILLED" else None)
     if outcome.unsent:
         display.line(
             f"warning: {outcome.unsent} record(s) did not reach MLflow ({outcome.problem}); they are kept in "

@@ -32,6 +32,7 @@ from hksd_search.tracking.store import Store
 
 RETRY_S, FLUSH_S = 2.0, 20.0
 LONGEST_FLUSH_S = 300.0  # a slow store that still takes records gets that long at the end
+STOP_FLUSH_S = 8.0  # all of it where a search is being stopped, which may not take long; the rest waits in the spool
 LAST_CALL_S = 15.0  # for a call that is under way when time is up; then it is left behind
 log = logging.getLogger(__name__)
 
@@ -174,13 +175,15 @@ class Tracker:
         for record in records:
             self._send_later(record)
 
-    def close(self) -> Sent:
-        """Send what is left, for a limited time, and spool the rest."""
+    def close(self, longest: float | None = None) -> Sent:
+        """Send what is left, for a limited time (at most `longest` seconds), and spool the rest."""
         if self._store is None:
             return Sent(0, 0, None)
-        self._deadline, self._limit = time.monotonic() + FLUSH_S, time.monotonic() + LONGEST_FLUSH_S
+        longest, last_call = longest or LONGEST_FLUSH_S, min(LAST_CALL_S, longest or LAST_CALL_S)
+        self._limit = time.monotonic() + longest
+        self._deadline = min(self._limit, time.monotonic() + FLUSH_S)
         self._pending.put(None)
-        while self._thread.is_alive() and (rest := self._deadline + LAST_CALL_S - time.monotonic()) > 0:
+        while self._thread.is_alive() and (rest := self._deadline + last_call - time.monotonic()) > 0:
             self._thread.join(min(rest, 1.0))
         left = self._take_back()
         unseen = any(record["kind"] == "look" for record in left)
@@ -201,7 +204,7 @@ class Tracker:
             self._left = self._thread.is_alive()
             left = [*self._unsent]
             if self._left:
-                self.problem = self.problem or f"a call has not ended in {LAST_CALL_S:g} s after time was up"
+                self.problem = self.problem or "a call has not ended after time was up"
                 current = [self._current] if self._current else []
                 late = bool(current) and current[0]["kind"] == "text"
                 left = [*([] if late else current), *left]
