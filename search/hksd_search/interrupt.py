@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,12 +38,23 @@ class Interrupt:
         self.display, self.stop_file = display, folder / STOP_FILE
         self.ledger: Ledger | None = None  # while trials train
         self.hurried, self.holding, self.noted = False, False, False
+        self._ear, self._bell = os.pipe()
+        for end in (self._ear, self._bell):
+            os.set_blocking(end, False)
 
     def install(self) -> None:
         """Take over the signals; what the shell has a process ignore at a closed terminal (`nohup`) stays ignored."""
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self)
+        signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
+
+    def heard(self) -> bool:
+        """Whether a signal has come since this was asked last, also one that no handler has run for yet."""
+        came = b""
+        with contextlib.suppress(BlockingIOError):
+            came = os.read(self._ear, 4096)
+        return any(number in came for number in SIGNALS if number != signal.SIGALRM)
 
     def __call__(self, number: int, frame: Any) -> None:
         """Take a signal."""
@@ -80,6 +93,12 @@ class Interrupt:
         self.ledger, self.hurried = None, True
         signal.setitimer(signal.ITIMER_REAL, 0)
 
+    def close(self) -> None:
+        """Nobody asks for signals any more."""
+        signal.set_wakeup_fd(-1)
+        for end in (self._ear, self._bell):
+            os.close(end)
+
     def _hurry(self) -> None:
         self.hurried = True
         signal.setitimer(signal.ITIMER_REAL, GRACE)
@@ -102,6 +121,7 @@ def interruptible(display: Display, folder: Path) -> Iterator[Interrupt]:
         yield handler
     finally:
         handler.disarm()
+        handler.close()
         for number, old in before.items():
             signal.signal(number, old)
 

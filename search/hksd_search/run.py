@@ -206,7 +206,7 @@ def _train_with_ray(seen: Seen, books: Books, interrupt: Interrupt, restart: Seq
             seen.display.line(packing.reason)
         books.caps.start(packing.gpu)
         watched = restart is not None and not home.address
-        again = _restart(home, restart or (), seen.display) if watched else None
+        again = _restart(home, restart or (), seen.display, interrupt) if watched else None
         folder = home.folder.resolve()
         tuning.tune_trials(
             ledger, seen.data, folder, home.teachers, packing.gpu, restart=again, private=not home.address
@@ -216,9 +216,9 @@ def _train_with_ray(seen: Seen, books: Books, interrupt: Interrupt, restart: Seq
         connect.stop_ray()
 
 
-def _restart(home: Home, extra: Sequence[str], display: Display) -> Any:
+def _restart(home: Home, extra: Sequence[str], display: Display, interrupt: Interrupt) -> Any:
     """What resumes the search when Ray dies; a store that does not answer just then must not stand in its way."""
     from hksd_search.backend import ray_watch
 
     secret = {access.VARIABLE: home.store.uri} if access.has_secrets(home.store.uri) else {}
-    return ray_watch.Restart(home.resume_command, [*extra, "--tracking-later"], display.line, secret)
+    return ray_watch.Restart(home.resume_command, [*extra, "--tracking-later"], display.line, secret, interrupt.heard)

@@ -89,7 +89,6 @@ def test_a_cluster_that_dies_under_a_search_that_is_being_stopped_is_not_waited_
     program.wait_until(lambda: training(place / "runs" / "all"))
     _, *others = program.processes()
     program.process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)  # it has heard of it
     for pid in others:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

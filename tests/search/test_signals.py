@@ -31,6 +31,20 @@ def interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inter
         yield handler
 
 
+def test_a_signal_is_heard_once_also_where_no_handler_has_run(interrupt: Interrupt) -> None:
+    assert not interrupt.heard()
+    signal.raise_signal(signal.SIGALRM)
+    assert not interrupt.heard()
+    heard = []
+    # The handler in C has run when the next line does; that in Python only between two lines of the main thread.
+    interrupt.ledger = SimpleNamespace(stopping=False, stop=lambda why: heard.append(interrupt.heard()))  # type: ignore
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        interrupt.hurried = False
+        signal.raise_signal(number)
+    assert heard == [True] * 3
+    assert not interrupt.heard()
+
+
 def test_before_there_are_trials_every_signal_stops_a_search_at_once(interrupt: Interrupt) -> None:
     interrupt.ledger = None
     for number in (signal.SIGINT, signal.SIGTERM):

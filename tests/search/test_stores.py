@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from hksd.errors import UserError
+from hksd_search.backend import connect
 from hksd_search.backend.ray_watch import Restart
 from hksd_search.session import how_to_resume
 from hksd_search.tracking import access, address, examine, known
@@ -337,6 +338,17 @@ def test_a_search_that_takes_the_place_of_another_gets_secrets_by_its_environmen
     ((_, words, environment),) = put_in_place
     assert SECRET not in " ".join(words)
     assert environment[access.VARIABLE] == whole
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_signal_that_comes_with_the_death_of_ray_stops_the_search_that_takes_its_place(
+    heard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_place: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *given: put_in_place.append(given))
+    Restart("hksd search first --resume", [], print, heard=lambda: heard)("raylet")
+    ((_, _, environment),) = put_in_place
+    assert (connect.STOPPED in environment) == heard
 
 
 LOOKS_AT_ITSELF = """

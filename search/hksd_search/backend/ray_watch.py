@@ -109,6 +109,7 @@ class Restart:
         extra: options that do not belong on the screen.
         say: shows people a line.
         secrets: what only the environment of the new process has; it stands in no command.
+        heard: whether a signal has come that this process may not have acted on yet; the new one would not know of it.
     """
 
     def __init__(
@@ -117,8 +118,9 @@ class Restart:
         extra: Sequence[str],
         say: Callable[[str], None],
         secrets: Mapping[str, str] | None = None,
+        heard: Callable[[], bool] = lambda: False,
     ):
-        self.command, self.extra, self.say, self.secrets = command, extra, say, secrets or {}
+        self.command, self.extra, self.say, self.secrets, self.heard = command, extra, say, secrets or {}, heard
         self.count = int(os.environ.get(COUNT, "0"))
 
     def progress(self, *_: object) -> None:
@@ -156,7 +158,7 @@ class Restart:
         words = [sys.executable, *program, *shlex.split(self.command)[1:], *self.extra]
         signal.pthread_sigmask(signal.SIG_BLOCK, private.DEAF_TO)  # what comes now is kept for the new process
         try:
-            told = {connect.STOPPED: "1"} if stopping() else {COUNT: str(self.count + 1)}
+            told = {connect.STOPPED: "1"} if stopping() or self.heard() else {COUNT: str(self.count + 1)}
             os.execve(sys.executable, words, {**os.environ, **self.secrets, **told})
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, private.DEAF_TO)
