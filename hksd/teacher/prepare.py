@@ -81,10 +81,8 @@ def look(config: RunConfig, data: DataSet) -> None:
         UserError: it cannot be trained, or not be asked.
     """
     if (teacher := config.teacher) is not None:
-        learns = teacher.checkpoint is None and not teacher.pretrained
-        look_at(
-            teacher.spec(), data.image_shape, config.train.device, teacher.precision, teacher.batch_size, learns=learns
-        )
+        train = config.train.device, teacher.precision, teacher.batch_size
+        look_at(teacher.spec(), data.image_shape, *train, learns=not teacher.loaded)
 
 
 Trained = tuple[HierarchicalAttention, dict[str, Any]]  # estimators, and facts such as their accuracy
