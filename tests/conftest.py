@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -32,6 +33,10 @@ ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT.parent / "shared" / "vectors"  # reference values; not part of the repository
 
 torch.set_num_threads(1)
+# Under nohup or in the background of a script these are ignored, which the programs under test inherit and respect.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 settings.register_profile(
     "quick", deadline=None, max_examples=60, derandomize=True, phases=[Phase.explicit, Phase.generate, Phase.shrink]
 )
