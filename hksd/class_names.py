@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from hksd.errors import DataError, describe
+from hksd.errors import DataError, describe, nearest, some
 
 
 def composed(name: str) -> str:
@@ -25,6 +25,24 @@ def name_fault(names: Sequence[str]) -> str:
     if twice:
         return f"'{twice[0]}' stands there twice; name every class once"
     return "" if names else "no names of classes"
+
+
+def difference(names: Sequence[str], others: Sequence[str], without: str, alone: str) -> str:
+    """How two lists of classes differ, for a message.
+
+    Args:
+        names: one list.
+        others: the other list.
+        without: words for `others` before the names that it lacks, as "it does not know".
+        alone: words for `others` before the names that it alone has, as "it alone knows".
+
+    Returns:
+        The names, with the nearest to the first one; "" where both are the same set.
+    """
+    has, have = set(others), set(names)
+    lacking, more = [name for name in names if name not in has], [name for name in others if name not in have]
+    said = [f"{without} {some(lacking)}{nearest(lacking[0], more or others)}"] if lacking else []
+    return "; ".join(said + ([f"{alone} {some(more)}"] if more else []))
 
 
 def _checked(value: Any) -> Any:

@@ -10,10 +10,10 @@ import numpy as np
 
 from hksd.class_names import composed
 from hksd.data.files import Files
-from hksd.data.raw import SUFFIXES, TEST_NAMES, FileState, Pictures, RawSet, Source, first_labelled, open_file, some
+from hksd.data.raw import SUFFIXES, TEST_NAMES, FileState, Pictures, RawSet, Source, first_labelled, open_file
 from hksd.data.splits import Rows
 from hksd.data.walk import Found, Walked, count_images, subfolders, walk, walk_flat
-from hksd.errors import DataError, nearest
+from hksd.errors import DataError, nearest, some
 
 EXPECTED = f"class folders train/CLASS/*.{{{','.join(suffix[1:] for suffix in SUFFIXES)}}}"
 # What tests a network is ImageNet's official validation set: the labels of the test images are not public.

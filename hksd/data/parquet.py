@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from hksd.class_names import composed
-from hksd.data.raw import TEST_NAMES, Pictures, RawSet, Source, first_labelled, open_picture, some, states_of
+from hksd.data.raw import TEST_NAMES, Pictures, RawSet, Source, first_labelled, open_picture, states_of
 from hksd.data.shards import KEEP_ONE, configurations, shards
 from hksd.data.splits import Rows
-from hksd.errors import DataError
+from hksd.errors import DataError, some
 
 IMAGE_COLUMNS = ("img", "image")
 EXPECTED = "parquet files train-*.parquet (or train.parquet, or train/*.parquet) in it or in its folder data"

@@ -294,11 +294,6 @@ def as_array(picture: Image, form: Form) -> NDArray[np.uint8]:
     return np.asarray(picture).reshape(form.size, form.size, form.channels)
 
 
-def some(names: Sequence[str]) -> str:
-    """Names for a message, the first ten of many."""
-    return ", ".join(names[:10]) + (f", ... {len(names)} in all" if len(names) > 10 else "")
-
-
 def first_labelled(names: Sequence[str], why_not: Callable[[str], str]) -> tuple[str, str]:
     """Choose the test set.
 

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hksd.data.raw import some
 from hksd.data.walk import subfolders
-from hksd.errors import DataError
+from hksd.errors import DataError, some
 
 PARTIAL = "partial-"  # before the name of a set that the Hub's converter cut off at 5 GB
 KEEP_ONE = "keep the files of one upload, and move the others elsewhere"

@@ -14,8 +14,8 @@ from pathlib import Path
 from hksd.class_names import composed
 from hksd.data.classes import in_order
 from hksd.data.passed import Tally, line, reasons
-from hksd.data.raw import SUFFIXES, some
-from hksd.errors import DataError
+from hksd.data.raw import SUFFIXES
+from hksd.errors import DataError, some
 
 # Folders that systems, storage boxes and viewers put beside or into those of people: thumbnails, what was deleted, or
 # the second half of every file. In small letters, since not every system keeps the case.
