@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hksd.data.picture import GRAY_MODES, Notes, as_shown, damage_named, shown_size
+from hksd.data.picture import PIXELS, Notes, as_shown, damage_named, is_gray, shown_size
 from hksd.data.splits import Rows
 from hksd.errors import DataError
 
@@ -148,7 +148,7 @@ def form_of(raw: RawSet, rows: Rows, image_size: int | None) -> Form:
             f"{name}: {width} x {height} pixels, but images must be square; "
             f"set data.image_size to resize them, for example data.image_size: {max(width, height)}"
         )
-    gray = all(picture.mode in GRAY_MODES for _, picture in raw.pictures(rows))
+    gray = all(is_gray(picture) for _, picture in raw.pictures(rows))
     return Form(image_size or width, 1 if gray else 3, image_size is not None, name)
 
 
@@ -169,7 +169,7 @@ def decode(raw: RawSet, rows: Rows, form: Form, notes: Notes) -> NDArray[np.uint
         ) from error
     for position, (name, picture) in enumerate(raw.pictures(rows)):
         images[position] = whole(name, picture, form)
-        notes.see(name, picture)
+        notes.see(name, picture, form.channels)
     return images
 
 
@@ -216,6 +216,9 @@ def _readable() -> tuple[str, ...]:
     # profile beside the pixels is no fault.
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+    # One block for a picture, whatever its size: glibc gives one of 32 MB or more back to the system when it is freed,
+    # and keeps smaller ones for each thread.
+    Image.core.set_block_size(4 * PIXELS)  # type: ignore[attr-defined]
     # Of damaged EXIF and the like, in two lines for each file; what matters is told as an error.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     Image.init()

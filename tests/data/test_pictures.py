@@ -77,6 +77,12 @@ def colour_png(values: NDArray[np.uint16], **chunks: bytes) -> bytes:
     return png(values.shape[1], values.shape[0], 16, 2, rows_of(values.astype(">u2")), **chunks)
 
 
+def deep_gray_with_alpha() -> bytes:
+    """A PNG of 16 bits of gray and 16 of alpha; PIL writes none."""
+    values = np.stack([RAMP, ALPHA.astype(np.uint16) * 257], -1).astype(">u2")
+    return png(60, 40, 16, 4, rows_of(values))
+
+
 def exif(orientation: int) -> Image.Exif:
     made = Image.Exif()
     made[0x0112] = orientation
@@ -168,6 +174,7 @@ KINDS: dict[str, Callable[[], tuple[bytes, Pixels]]] = {
         png(60, 40, 16, 0, rows_of(RAMP.astype(">u2")), before=chunk(b"tRNS", struct.pack(">H", int(RAMP[5, 5])))),
         white_where(RAMP[5, 5] == RAMP, gray(RAMP >> 8)),
     ),
+    "PNG of 16 bits of gray with alpha": lambda: by_pil(deep_gray_with_alpha()),
     "PNG of 16 bits in colour": lambda: (colour_png(WIDE), (WIDE >> 8).astype(np.uint8)),
     "PNG of 16 bits with a transparent colour": lambda: (
         colour_png(WIDE, before=chunk(b"tRNS", WIDE[3, 50].astype(">u2").tobytes())),
@@ -275,16 +282,24 @@ def test_a_size_is_judged_as_it_is_shown(tmp_path: Path) -> None:
         data.load(DataConfig(name="folder", root=str(tmp_path)))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16", "16 bits with alpha"])
 def test_pictures_without_colour_are_gray(mode: str, tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / "train" / label).mkdir(parents=True)
         for number in range(4):
-            image = Image.fromarray(RAMP) if mode == "I;16" else scene(mode)
-            image.save(tmp_path / "train" / label / f"{number}.png")
+            (tmp_path / "train" / label / f"{number}.png").write_bytes(
+                deep_gray_with_alpha()
+                if mode == "16 bits with alpha"
+                else encoded(Image.fromarray(RAMP) if mode == "I;16" else scene(mode), "PNG")
+            )
     found = data.load(DataConfig(name="folder", root=str(tmp_path), image_size=SIZE))
     assert found.channels == 1
-    shown = Image.fromarray((RAMP >> 8).astype(np.uint8)) if mode == "I;16" else Image.fromarray(reference(scene(mode)))
+    if mode == "16 bits with alpha":
+        shown = Image.fromarray(by_pil(deep_gray_with_alpha())[1])
+    elif mode == "I;16":
+        shown = Image.fromarray((RAMP >> 8).astype(np.uint8))
+    else:
+        shown = Image.fromarray(reference(scene(mode)))
     expected = np.asarray(shown.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(found.train.images[0, ..., 0], expected)
 
@@ -310,17 +325,40 @@ def test_what_is_unusual_is_told_in_one_line_with_numbers(
     profile = encoded(scene(), "PNG", icc_profile=b"Adobe RGB (1998)")
     dark = encoded(Image.fromarray(RAMP // 20), "PNG")
     root = folders_of(tmp_path, [animated, animated, transparent, profile, dark] + [opaque] * 2 + [plain] * 13)
-    # A share of one image for each class is validated; of a streamed set only images to train on are looked at.
+    (root / "test").symlink_to("train")
     config = DataConfig(name="folder", root=str(root), image_size=SIZE, validation=0.1, streaming=streaming, seed=2)
+
+    def told() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return lines
+
     with caplog.at_level(logging.WARNING, "hksd"):
-        found = data.load(config)
-    total = len(found.train) if streaming else 20
-    assert [record.getMessage() for record in caplog.records] == list(found.notes)
-    for count, text in ((2, "animated"), (1, "transparent"), (1, "profile"), (1, "nearly black")):
-        (line,) = (line for line in found.notes if text in line)
-        assert f"{count} of {total} images" in line
-        assert str(root) in line
-    assert len(found.notes) == 4
+        notes = list(data.load(config).notes)
+        assert told() == notes
+        data.load_test(config)
+    for part, lines in (("train", notes), ("test", told())):
+        for count, text in ((2, "animated"), (1, "transparent"), (1, "profile"), (1, "nearly black")):
+            (line,) = (line for line in lines if text in line)
+            assert f"{count} of 20 images" in line
+            assert str(root / part) in line
+        assert len(lines) == 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_test_images_whose_colour_is_dropped_are_counted(
+    streaming: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folders_of(tmp_path / "set", [encoded(scene("L"), "PNG")] * 6)
+    gray_in_three = encoded(scene("L").convert("RGB"), "PNG")
+    folders_of(tmp_path / "other", [encoded(scene(), "PNG"), gray_in_three, encoded(scene("LA"), "PNG")])
+    (tmp_path / "other" / "train").rename(root / "test")
+    config = DataConfig(name="folder", root=str(root), image_size=SIZE, validation=0.25, streaming=streaming)
+    with caplog.at_level(logging.WARNING, "hksd"):
+        assert data.load(config).notes == ()
+        assert data.load_test(config).channels == 1
+    (line,) = (record.getMessage() for record in caplog.records if "are coloured" in record.getMessage())
+    assert "1 of 3 images read are coloured, but the training images are gray" in line
 
 
 def test_what_was_said_of_kept_images_is_said_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -409,7 +447,7 @@ def test_damaged_bytes_give_an_image_or_a_told_error(
         try:
             opened = open_picture("x", bytes(content))
             found = whole("x", opened, FORM)
-            picture.Notes().see("x", opened)
+            picture.Notes().see("x", opened, 3)
         except DataError as error:
             assert str(error).startswith("x: ")
         else:

@@ -432,6 +432,8 @@ def test_test_images_without_labels_leave_the_test_to_labelled_validation_images
     (line,) = told()
     assert "test has no labels" in line
     assert "val is the test split" in line
+    data.check_test(config(tmp_path))  # before a work that ends with the test split, the same is told
+    assert told() == [line]
 
 
 def test_test_images_without_labels_alone_are_refused(tmp_path: Path) -> None:
