@@ -31,6 +31,15 @@ EXIF_PLACES = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.
 DARK = 1 << 12  # of 16 bits; what stays below was measured with 12 or fewer and not scaled
 SRGB_GAMMA = 1 / 2.2
 
+# Of `Image.info`, what is read here, in Pillow, or both; a PNG's texts stand there under names of their own choice.
+FACTS: dict[str, type | tuple[type, ...]] = {
+    "transparency": (int, tuple, bytes),
+    "gamma": float,
+    "srgb": int,
+    "icc_profile": bytes,
+    "progressive": int,
+}
+
 NOTES = {
     "frames": "are animated or have several pages; the first of each is taken",
     "transparent": f"are transparent in places; there they are {GROUND}",
@@ -130,6 +139,13 @@ def damage_named(name: str) -> Iterator[None]:
         raise DataError(f"{name}: the image is damaged ({error}); replace or remove it") from error
 
 
+def without_texts(picture: Image) -> None:
+    """Forget texts of a file that Pillow puts where it keeps facts, as a PNG's text that is called gamma."""
+    for key, kind in FACTS.items():
+        if key in picture.info and not isinstance(picture.info[key], kind):
+            del picture.info[key]
+
+
 def _load(name: str, picture: Image, enough: float) -> None:
     full = picture.size
     with damage_named(name):
@@ -141,6 +157,7 @@ def _load(name: str, picture: Image, enough: float) -> None:
                 f"most {PIXELS:,} (2 GB of memory); make the image smaller, or cut it into parts"
             )
         picture.load()
+        without_texts(picture)  # some stand behind the pixels
 
 
 def _reduce(picture: Image, enough: float) -> None:

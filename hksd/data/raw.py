@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hksd.data.picture import PIXELS, Notes, as_shown, damage_named, is_gray, shown_size
+from hksd.data.picture import PIXELS, Notes, as_shown, damage_named, is_gray, shown_size, without_texts
 from hksd.data.splits import Rows
 from hksd.errors import DataError
 
@@ -43,9 +43,11 @@ FORMATS = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "AVIF": (".avif",),
 }
+POINTER = "this is what Git LFS leaves in place of a file that it has not fetched"
 SUFFIXES = tuple(chain.from_iterable(FORMATS.values()))  # in small letters
 # A set without a test part of its own is tested on what it calls validation; our validation is drawn from its train.
 TEST_NAMES = ("test", "val", "valid", "validation")
+NOT_TEST_NAMES = ("testing", "tests", "dev", "eval", "evaluation")  # what people call it too
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ def open_picture(name: str, data: bytes) -> Image:
             picture = Image.open(io.BytesIO(data), formats=formats)
         except UnidentifiedImageError as error:
             raise DataError(f"{name}: {_unknown(data, formats)}") from error
+        without_texts(picture)
         if picture.format == "PNG" and "transparency" in picture.info:
             picture.info["transparency"] = _in_pixels(picture, data[24])
     return picture
@@ -246,7 +249,14 @@ def _unknown(data: bytes, formats: Sequence[str]) -> str:
                 )
     if data[4:8] == b"ftyp":
         return "this is HEIF or a film, which Pillow cannot read here; convert it to JPEG or PNG, or remove it"
+    if is_pointer(data):
+        return f"{POINTER}: fetch the images by `git lfs pull`"
     return f"this is no {', '.join(FORMATS)} image; replace or remove it"
+
+
+def is_pointer(data: bytes) -> bool:
+    """Whether the beginning of a file is that of a pointer of Git LFS."""
+    return data.startswith(b"version https://git-lfs.github.com/spec/")
 
 
 def _in_pixels(picture: Image, depth: int) -> object:
@@ -295,6 +305,12 @@ def whole(name: str, picture: Image, form: Form) -> NDArray[np.uint8]:
 def as_array(picture: Image, form: Form) -> NDArray[np.uint8]:
     """Pixels of a decoded picture of the right size: (size, size, channels)."""
     return np.asarray(picture).reshape(form.size, form.size, form.channels)
+
+
+def rename_to_test(there: Iterable[str], names: Sequence[str]) -> str:
+    """What to do where no test set has one of its `names`: to rename what may be meant; "" where nothing is."""
+    meant = [name for name in there if name.lower() in (*names, *NOT_TEST_NAMES)]
+    return f"rename {meant[0]} to {names[0]}, if these are the test images" if meant else ""
 
 
 def first_labelled(names: Sequence[str], why_not: Callable[[str], str]) -> tuple[str, str]:

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from hksd import data
 from hksd.data import crops, picture
@@ -89,6 +89,13 @@ def exif(orientation: int) -> Image.Exif:
     return made
 
 
+def text(key: str) -> PngImagePlugin.PngInfo:
+    """A text in a PNG, whose name is the writer's choice."""
+    made = PngImagePlugin.PngInfo()
+    made.add_text(key, "0.45")
+    return made
+
+
 def xmp(orientation: int) -> bytes:
     return (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -139,13 +146,29 @@ TABLE = bytes(range(256))
 KINDS: dict[str, Callable[[], tuple[bytes, Pixels]]] = {
     **{
         f"{kind} turned by EXIF {turn}": lambda kind=kind, turn=turn: by_pil(encoded(scene(), kind, exif=exif(turn)))
-        for kind in ("JPEG", "PNG", "TIFF")
+        for kind in ("JPEG", "PNG", "TIFF", "WEBP", "AVIF")
         for turn in range(1, 9)
     },
     **{
-        f"{kind} turned by EXIF 6": lambda kind=kind: by_pil(encoded(scene(), kind, exif=exif(6)))
-        for kind in ("WEBP", "AVIF")
+        f"PNG of mode {mode} with a text called {key}": lambda key=key, mode=mode: (
+            encoded(scene(mode), "PNG", pnginfo=text(key)),
+            reference(scene(mode)),
+        )
+        for key in ("gamma", "icc_profile", "transparency", "srgb", "exif", "progressive")
+        for mode in ("RGB", "L", "P")
     },
+    "JPEG of a phone with a second picture": lambda: by_pil(
+        encoded(scene(), "MPO", save_all=True, append_images=[scene("L").convert("RGB")], exif=exif(6))
+    ),
+    "gray JPEG 2000 with alpha": lambda: by_pil(encoded(scene("LA"), "JPEG2000")),
+    "RGBA AVIF": lambda: by_pil(encoded(scene("RGBA"), "AVIF")),
+    "RGBA TIFF, premultiplied": lambda: by_pil(encoded(scene("RGBA"), "TIFF", tiffinfo={338: 1})),
+    "TIFF of 1 bit, white is zero": lambda: by_pil(
+        encoded(scene("1"), "TIFF", compression="group4", tiffinfo={262: 0})
+    ),
+    "animated PNG whose picture is not in the animation": lambda: by_pil(
+        encoded(scene(), "PNG", save_all=True, default_image=True, append_images=[scene()])
+    ),
     "JPEG turned by XMP": lambda: by_pil(encoded(scene(), "JPEG", xmp=xmp(8))),
     "PNG with EXIF behind its pixels": lambda: (
         png(60, 40, 8, 2, rows_of(SCENE), after=chunk(b"eXIf", exif(6).tobytes()[6:])),
@@ -426,6 +449,7 @@ def test_images_that_do_not_fit_into_memory_together_are_told_with_a_cure(tmp_pa
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "this is no WEBP, PNG, JPEG"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF or a film"),
         (b"<html>not found</html>", "this is no WEBP, PNG, JPEG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "Git LFS.*git lfs pull"),
     ],
 )
 def test_what_is_no_picture_is_told_for_what_it_is(content: bytes, said: str) -> None:
