@@ -19,11 +19,18 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def has_control(name: str) -> bool:
+    """Whether a name holds a line break, or what a terminal obeys: it could not stand in a line, a table or a list."""
+    return any(unicodedata.category(character) == "Cc" for character in name)
+
+
 def name_fault(names: Sequence[str]) -> str:
     """What is wrong with the names of the classes by themselves; "" for nothing."""
     twice = [name for name, count in Counter(map(composed, names)).items() if count > 1]
     if twice:
         return f"'{twice[0]}' stands there twice; name every class once"
+    if strange := [name for name in names if has_control(name)]:
+        return f"{strange[0]!r} holds a control character; give the class another name"
     return "" if names else "no names of classes"
 
 

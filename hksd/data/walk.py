@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
-from hksd.class_names import composed
+from hksd.class_names import composed, has_control
 from hksd.data.class_folders import ClassFolder, Found, remarks
 from hksd.data.classes import in_order
 from hksd.data.passed import Tally, line, reasons
@@ -141,6 +141,8 @@ def _check_name(folder: Path, name: str) -> None:
             f"{folder}: the name of the class folder {os.fsencode(name)!r} is no UTF-8 (unpacked from an archive of "
             "another system?); rename it"
         ) from error
+    if has_control(name):
+        raise DataError(f"{folder}: the name of the class folder {name!r} holds a control character; rename it")
 
 
 def _images(folder: Path, prefix: str, tally: Tally) -> list[Found]:

@@ -248,6 +248,11 @@ def test_a_class_name_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
     fault(lambda: data.load(config(tmp_path)), "b'caf\\xe9' is no UTF-8", "rename it")
 
 
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "tab\t"])
+def test_a_class_name_that_breaks_a_line_or_commands_a_terminal_is_refused(name: str, tmp_path: Path) -> None:
+    fault(lambda: data.load(config(tree(tmp_path, ["cat", name]))), repr(name), "control character; rename it")
+
+
 def test_a_class_without_images_says_what_lies_in_it(tmp_path: Path) -> None:
     write("emu/a.heic", "emu/b.heic", "emu/Thumbs.db")(tree(tmp_path) / "train")
     fault(lambda: data.load(config(tmp_path)), tmp_path / "train" / "emu", "2 of 3 files in 'emu' are .heic", "systems")
@@ -434,6 +439,7 @@ def test_a_file_of_classes_that_is_none_is_named(
         (["cat", "cat"], "'cat' stands there twice"),
         ([COMPOSED, DECOMPOSED], "stands there twice"),
         ([], "no names"),
+        (["cat", "do\ng"], "'do\\ng' holds a control character"),
         (["cat", True], "got true"),
         (["cat", 1.5], "got 1.5"),
         ("", "must be a list"),
