@@ -136,7 +136,9 @@ def _open_test(root: Path, names: tuple[str, ...], classes: tuple[str, ...]) -> 
             f"sort them into class folders, or put labelled ones into {names[1]}/CLASS/"
         )
     raw = _raw_set(folder, walk(folder), classes)
-    return dataclasses.replace(raw, line="; ".join(filter(None, (line and f"{root}: {line}", raw.line))))
+    same = f"{folder}: leads to the training images; a network was trained on what it is tested on here"
+    lines = (line and f"{root}: {line}", same if folder.samefile(root / "train") else "", raw.line)
+    return dataclasses.replace(raw, line="; ".join(filter(None, lines)))
 
 
 def _unlabelled(folder: Path, classes: tuple[str, ...]) -> str:

@@ -477,6 +477,12 @@ def test_test_images_without_labels_leave_the_test_to_labelled_validation_images
     assert told() == [line]
 
 
+def test_a_test_folder_that_leads_to_the_training_images_is_said(tmp_path: Path, told: Callable[[], list[str]]) -> None:
+    (tree(tmp_path) / "test").symlink_to("train")
+    data.check_test(config(tmp_path))
+    assert "leads to the training images" in told()[0]
+
+
 def test_test_images_without_labels_alone_are_refused(tmp_path: Path) -> None:
     tree(tmp_path)
     for i in range(2):
