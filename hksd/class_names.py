@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from hksd.errors import DataError, describe
+from hksd.errors import DataError, describe, nearest, some
 
 
 def composed(name: str) -> str:
@@ -19,12 +19,37 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def has_control(name: str) -> bool:
+    """Whether a name holds a line break, or what a terminal obeys: it could not stand in a line, a table or a list."""
+    return any(unicodedata.category(character) == "Cc" for character in name)
+
+
 def name_fault(names: Sequence[str]) -> str:
     """What is wrong with the names of the classes by themselves; "" for nothing."""
     twice = [name for name, count in Counter(map(composed, names)).items() if count > 1]
     if twice:
         return f"'{twice[0]}' stands there twice; name every class once"
+    if strange := [name for name in names if has_control(name)]:
+        return f"{strange[0]!r} holds a control character; give the class another name"
     return "" if names else "no names of classes"
+
+
+def difference(names: Sequence[str], others: Sequence[str], without: str, alone: str) -> str:
+    """How two lists of classes differ, for a message.
+
+    Args:
+        names: one list.
+        others: the other list.
+        without: words for `others` before the names that it lacks, as "it does not know".
+        alone: words for `others` before the names that it alone has, as "it alone knows".
+
+    Returns:
+        The names, with the nearest to the first one; "" where both are the same set.
+    """
+    has, have = set(others), set(names)
+    lacking, more = [name for name in names if name not in has], [name for name in others if name not in have]
+    said = [f"{without} {some(lacking)}{nearest(lacking[0], more or others)}"] if lacking else []
+    return "; ".join(said + ([f"{alone} {some(more)}"] if more else []))
 
 
 def _checked(value: Any) -> Any:

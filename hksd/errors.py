@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 KeyPath = tuple[str | int, ...]  # ("student", "model", "choice", 1)
+SHOWN = 10  # names of a list in a message
 
 
 class UserError(ValueError):
@@ -86,6 +87,11 @@ def nearest(name: object, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name nearest to `name`, or an empty string."""
     match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def some(names: Sequence[str]) -> str:
+    """Names for a message, the first ten of many."""
+    return ", ".join(names[:SHOWN]) + (f", ... {len(names)} in all" if len(names) > SHOWN else "")
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:

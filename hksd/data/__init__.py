@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Of ImageNet's training images, as everybody uses them (CONFIRMED: torchvision, transforms/_presets.py).
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLE = 2000  # images that tell mean, std and channels of a streamed data set
+NOTED = 500  # images of a streamed validation or test split that are looked at for what is unusual alone
 SAMPLE_BATCH = 64
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,9 @@ def _read(source: Source, config: DataConfig) -> DataSet:
     form, notes = _form(raw, rows, config), Notes()
     train, validation = (_split(raw, part, form, config, notes) for part in (rows[train_rows], rows[held_out]))
     published = config.name == "imagenet" and form.channels == 3
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if published else _mean_std(_pixels(train, config, notes))
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if published else _mean_std(_pixels(train, config, notes, SAMPLE))
+    if not published:  # where nothing has to be decoded, nothing is
+        _look(validation, config, notes)
     fingerprint = _fingerprint(raw.classes, train, validation, notes=notes)
     return DataSet(config.name, raw.classes, train, validation, mean, std, fingerprint, notes.lines(raw.where))
 
@@ -78,7 +81,8 @@ def load_test(config: DataConfig) -> AnySplit:
     """Read the test set, whole (``limit`` is for training images). Only a final evaluation may ask for it.
 
     Images have the form that `load` gives: a coloured test image becomes gray where all training images are gray. What
-    is passed over in its folders, or that another folder has the labels, is told in one line, a warning.
+    is passed over in its folders, or that another folder has the labels, is told in one line, a warning; and so is what
+    is unusual in its pictures (streamed: in a sample of them).
 
     Raises:
         DataError: there is no test set, or as for `load`.
@@ -88,6 +92,7 @@ def load_test(config: DataConfig) -> AnySplit:
     form = _form(train, _kept(train, config), config)
     raw, notes = source.test(train.classes), Notes()
     test = _split(raw, np.arange(len(raw.labels)), form, config, notes, test=True)
+    _look(test, config, notes)
     for line in (raw.line, *notes.lines(raw.where)):
         _tell(line)
     return test
@@ -96,11 +101,13 @@ def load_test(config: DataConfig) -> AnySplit:
 def check_test(config: DataConfig) -> None:
     """Find out, without looking at an image of it, that there is a test set; before a long work that ends with it.
 
+    The line about it is told as by `load_test`, since what is passed over may be a reason not to begin.
+
     Raises:
         DataError: there is none.
     """
     source = find_source(config)
-    source.test(source.train().classes)
+    _tell(source.test(source.train().classes).line)
 
 
 def _tell(line: str) -> None:
@@ -152,17 +159,24 @@ def _split(raw: RawSet, rows: Rows, form: Form, config: DataConfig, notes: Notes
     return Split(images, raw.labels[rows], index)
 
 
-def _pixels(split: AnySplit, config: DataConfig, notes: Notes) -> Iterable[NDArray[np.uint8]]:
-    """Images that tell mean and std, in parts (n, S, S, channels); `notes` counts what is unusual in a sample."""
+def _look(split: AnySplit, config: DataConfig, notes: Notes) -> None:
+    """Count in `notes` what is unusual in a sample of streamed images; of those in memory it is known."""
+    if isinstance(split, StreamSplit):
+        for _ in _pixels(split, config, notes, NOTED):
+            pass
+
+
+def _pixels(split: AnySplit, config: DataConfig, notes: Notes, most: int) -> Iterable[NDArray[np.uint8]]:
+    """Images in parts (n, S, S, channels); of streamed ones at most `most`, and `notes` counts what is unusual."""
     if isinstance(split, StreamSplit):
         cut = evaluation_cut(split)
 
         def noted(name: str, picture: Image, row: int) -> NDArray[np.uint8]:
             image = cut(name, picture, row)
-            notes.see(name, picture)
+            notes.see(name, picture, split.channels)
             return image
 
-        rows = sample(len(split), SAMPLE, config.seed)
+        rows = sample(len(split), most, config.seed)
         parts = (rows[at : at + SAMPLE_BATCH] for at in range(0, len(rows), SAMPLE_BATCH))
         return frames(split, parts, noted, config.threads)
     # In parts, because numpy counts in int64: eight times the memory of the images it is given.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from hksd.class_names import composed, read_names
-from hksd.data.raw import FileState, RawSet, Source, some, states_of
-from hksd.errors import DataError, nearest
+from hksd.class_names import composed, difference, read_names
+from hksd.data.raw import FileState, RawSet, Source, states_of
+from hksd.errors import DataError, some
 from hksd.files import expanded
 
 KEY = "data.classes"
@@ -72,20 +72,10 @@ def _renumbered(raw: RawSet, names: tuple[str, ...], told: str) -> RawSet:
         return dataclasses.replace(raw, classes=names, named=True)
     own = tuple(map(composed, raw.classes))
     if set(own) != set(names):
-        raise DataError(_difference(names, own, told, raw.where))
+        said = difference(names, own, "no such class in the data:", "not named:")
+        raise DataError(
+            f"{told}: not the classes of {raw.where}: {said} ({told}: {some(names)}; the data: {some(own)}); "
+            "name every class of the data once"
+        )
     numbers = np.array([names.index(name) for name in own], np.int64)
     return dataclasses.replace(raw, classes=names, labels=numbers[raw.labels])
-
-
-def _difference(names: Sequence[str], own: Sequence[str], told: str, where: str) -> str:
-    extra = [name for name in names if name not in own]
-    missing = [name for name in own if name not in names]
-    said = []
-    if extra:
-        said.append(f"no such class in the data: {some(extra)}{nearest(extra[0], missing or own)}")
-    if missing:
-        said.append(f"not named: {some(missing)}")
-    return (
-        f"{told}: not the classes of {where}: {'; '.join(said)} ({told}: {some(names)}; the data: {some(own)}); "
-        "name every class of the data once"
-    )

@@ -9,11 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from hksd.class_names import composed
+from hksd.data.class_folders import Found
 from hksd.data.files import Files
-from hksd.data.raw import SUFFIXES, TEST_NAMES, FileState, Pictures, RawSet, Source, first_labelled, open_file, some
+from hksd.data.raw import (
+    SUFFIXES,
+    TEST_NAMES,
+    FileState,
+    Pictures,
+    RawSet,
+    Source,
+    first_labelled,
+    open_file,
+    rename_to_test,
+)
 from hksd.data.splits import Rows
-from hksd.data.walk import Found, Walked, count_images, subfolders, walk, walk_flat
-from hksd.errors import DataError, nearest
+from hksd.data.walk import Walked, count_images, subfolders, walk, walk_flat
+from hksd.errors import DataError, nearest, some
 
 EXPECTED = f"class folders train/CLASS/*.{{{','.join(suffix[1:] for suffix in SUFFIXES)}}}"
 # What tests a network is ImageNet's official validation set: the labels of the test images are not public.
@@ -112,9 +123,10 @@ def _open_test(root: Path, names: tuple[str, ...], classes: tuple[str, ...]) -> 
     """Open the first folder of test images that has labels."""
     there = [name for name in names if (root / name).is_dir()]
     if not there:
+        cure = rename_to_test((folder.name for folder in subfolders(root)), names)
         raise DataError(
             f"{root}: no test split: looked for the folders {', '.join(names)} beside train; "
-            f"put the test images into {names[0]}/CLASS/"
+            f"{cure or f'put the test images into {names[0]}/CLASS/'}"
         )
     name, line = first_labelled(there, lambda name: _unlabelled(root / name, classes))
     folder = root / name
@@ -124,7 +136,9 @@ def _open_test(root: Path, names: tuple[str, ...], classes: tuple[str, ...]) -> 
             f"sort them into class folders, or put labelled ones into {names[1]}/CLASS/"
         )
     raw = _raw_set(folder, walk(folder), classes)
-    return dataclasses.replace(raw, line="; ".join(filter(None, (line and f"{root}: {line}", raw.line))))
+    same = f"{folder}: leads to the training images; a network was trained on what it is tested on here"
+    lines = (line and f"{root}: {line}", same if folder.samefile(root / "train") else "", raw.line)
+    return dataclasses.replace(raw, line="; ".join(filter(None, lines)))
 
 
 def _unlabelled(folder: Path, classes: tuple[str, ...]) -> str:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hksd.class_names import composed
-from hksd.data.raw import TEST_NAMES, Pictures, RawSet, Source, first_labelled, open_picture, some, states_of
-from hksd.data.shards import KEEP_ONE, configurations, shards
+from hksd.class_names import composed, name_fault
+from hksd.data.raw import (
+    POINTER,
+    TEST_NAMES,
+    Pictures,
+    RawSet,
+    Source,
+    first_labelled,
+    is_pointer,
+    open_picture,
+    rename_to_test,
+    states_of,
+)
+from hksd.data.shards import KEEP_ONE, configurations, parquet_files, shards
 from hksd.data.splits import Rows
-from hksd.errors import DataError
+from hksd.errors import DataError, some
 
+LARGEST = 2**31 - 1  # number of a class
 IMAGE_COLUMNS = ("img", "image")
 EXPECTED = "parquet files train-*.parquet (or train.parquet, or train/*.parquet) in it or in its folder data"
 
@@ -35,7 +47,7 @@ def find_parquet(root: Path, label_columns: Sequence[str]) -> Source | None:
     if len(found) > 1:
         names = " lies beside ".join(str(file.relative_to(root)) for file in found.values())
         raise DataError(f"{root}: {names}: these are of two uploads; {KEEP_ONE}")
-    return _source(next(iter(found)), label_columns) if found else None
+    return _source(next(iter(found)), label_columns, root) if found else None
 
 
 def find_configuration(root: Path, label_columns: Sequence[str]) -> Source | None:
@@ -54,12 +66,25 @@ def find_configuration(root: Path, label_columns: Sequence[str]) -> Source | Non
     return _source(found[0], label_columns) if found else None
 
 
-def _source(folder: Path, label_columns: Sequence[str]) -> Source:
+def _beside(root: Path, folder: Path) -> str:
+    """A line where further training sets lie in other folders than the one that is read; "" for none."""
+    try:
+        others = [path for path in configurations(root) if path != folder]
+    except DataError:  # not whole, which does no harm to the one that is
+        return ""
+    names = some([str(shards(path, "train")[0].relative_to(root)) for path in others])
+    return f"{root}: not read: {names}; the training set is that of {folder}" if others else ""
+
+
+def _source(folder: Path, label_columns: Sequence[str], root: Path | None = None) -> Source:
     def open_test(classes: tuple[str, ...]) -> RawSet:
         there = {name: files for name in TEST_NAMES if (files := shards(folder, name))}
         if not there:
             looked = ", ".join(f"{name}-*.parquet, {name}.parquet" for name in TEST_NAMES)
-            raise DataError(f"{folder}: no test split: looked for {looked}; put the test images into test.parquet")
+            cure = rename_to_test((file.stem.partition("-")[0] for file in parquet_files(folder)), TEST_NAMES)
+            raise DataError(
+                f"{folder}: no test split: looked for {looked}; {cure or 'put the test images into test.parquet'}"
+            )
         name, line = first_labelled(list(there), lambda name: _unlabelled(there[name], label_columns))
         raw = _Parquet.of(there[name], label_columns).raw(classes)
         return replace(raw, line=f"{folder}: {line}" if line else "")
@@ -69,6 +94,7 @@ def _source(folder: Path, label_columns: Sequence[str]) -> Source:
         lambda: _Parquet.of(shards(folder, "train"), label_columns).raw(None),
         open_test,
         lambda: states_of(shards(folder, "train")),
+        lambda: _beside(root, folder) if root else "",
     )
 
 
@@ -132,9 +158,13 @@ class _Parquet:
             )
         if not pa.types.is_integer(schema.field(label).type):
             raise DataError(
-                f"{shard}: column '{label}' holds {schema.field(label).type}; labels must be whole numbers from 0"
+                f"{shard}: column '{label}' holds {schema.field(label).type}; labels must be whole numbers from 0 "
+                "(names of the classes stand in the metadata, as `datasets` writes a ClassLabel, or in data.classes)"
             )
-        return image, label, _class_names(schema.metadata, label)
+        names = _class_names(schema.metadata, label)
+        if names and (wrong := name_fault(names)):
+            raise DataError(f"{shard}: the class names in its metadata: {wrong}")
+        return image, label, names
 
     def raw(self, classes: tuple[str, ...] | None) -> RawSet:
         """Read the labels; without `classes` (training) the files define them."""
@@ -173,7 +203,11 @@ class _Parquet:
         if column.null_count:
             row = column.to_pylist().index(None)
             raise DataError(f"{shard}, row {row}: no label (null); label it or remove the row")
-        labels: Rows = column.to_numpy().astype(np.int64)
+        labels: Rows = column.to_numpy()
+        if len(labels) and labels.max() > LARGEST:
+            row = int(labels.argmax())
+            raise DataError(f"{shard}, row {row}: label {labels[row]} is no number of a class; correct it")
+        labels = labels.astype(np.int64)
         if len(labels) and labels.min() < 0:
             row = int(np.argmax(labels < 0))
             raise DataError(
@@ -226,11 +260,16 @@ def _opened(shard: Path) -> Iterator[Any]:
         with pq.ParquetFile(shard) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
+        with suppress(OSError), shard.open("rb") as opened:
+            if is_pointer(opened.read(100)):
+                raise DataError(f"{shard}: {POINTER}: fetch it by `git lfs pull`") from error
         raise DataError(f"{shard}: cannot be read as parquet, it may be truncated ({error}); fetch it again") from error
 
 
 def _column(shard: Path, names: Sequence[str], kind: str, known: Sequence[str]) -> str:
     for name in known:
+        if names.count(name) > 1:
+            raise DataError(f"{shard}: {names.count(name)} columns are called {name}; rename all but one")
         if name in names:
             return name
     raise DataError(

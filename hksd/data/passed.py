@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from hksd.data.raw import some
+from hksd.errors import some
 
 SHOWN = 4  # suffixes that a line names
 LONGEST = 12  # characters of what is taken for a suffix

@@ -22,7 +22,6 @@ from hksd.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Gray by their header. Not those with a palette, whose colours may all be gray but need not.
 GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 GROUND = "white"
 # Decoded pixels take 4 bytes in Pillow, and their conversion as much again: 2 GB for one picture of this many.
@@ -32,10 +31,20 @@ EXIF_PLACES = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.
 DARK = 1 << 12  # of 16 bits; what stays below was measured with 12 or fewer and not scaled
 SRGB_GAMMA = 1 / 2.2
 
+# Of `Image.info`, what is read here, in Pillow, or both; a PNG's texts stand there under names of their own choice.
+FACTS: dict[str, type | tuple[type, ...]] = {
+    "transparency": (int, tuple, bytes),
+    "gamma": float,
+    "srgb": int,
+    "icc_profile": bytes,
+    "progressive": int,
+}
+
 NOTES = {
     "frames": "are animated or have several pages; the first of each is taken",
     "transparent": f"are transparent in places; there they are {GROUND}",
     "profile": "carry a colour profile or gamma other than sRGB; it is not applied, their numbers stand as stored",
+    "coloured": "are coloured, but the training images are gray by their headers; their colour is dropped",
     "dark": "have 16 bits but use no more than 12, so that they are nearly black; scale them to 0..65535",
 }
 
@@ -49,9 +58,11 @@ class Notes:
         self.first: dict[str, str] = {}
         self._lock = Lock()
 
-    def see(self, name: str, picture: Image) -> None:
-        """Count a decoded picture."""
+    def see(self, name: str, picture: Image, channels: int) -> None:
+        """Count a decoded picture that is read as gray (1 channel) or RGB (3)."""
         found = list(_unusual(picture)) if picture.format else []  # made from an array: pixels and nothing else
+        if channels == 1 and _is_coloured(picture):
+            found.append("coloured")
         with self._lock:
             self.seen += 1
             for kind in found:
@@ -65,6 +76,15 @@ class Notes:
             for kind, text in NOTES.items()
             if self.counts[kind]
         )
+
+
+def is_gray(picture: Image) -> bool:
+    """Whether a picture that is opened and not yet decoded is gray by its header.
+
+    Not one with a palette, whose colours may all be gray but need not.
+    """
+    # Pillow opens gray of 16 bits with alpha as RGBA; the form in the file stands in the tile.
+    return picture.mode in GRAY_MODES or any(str(tile.args).startswith("LA;") for tile in getattr(picture, "tile", ()))
 
 
 def shown_size(name: str, picture: Image) -> tuple[int, int]:
@@ -119,6 +139,13 @@ def damage_named(name: str) -> Iterator[None]:
         raise DataError(f"{name}: the image is damaged ({error}); replace or remove it") from error
 
 
+def without_texts(picture: Image) -> None:
+    """Forget texts of a file that Pillow puts where it keeps facts, as a PNG's text that is called gamma."""
+    for key, kind in FACTS.items():
+        if key in picture.info and not isinstance(picture.info[key], kind):
+            del picture.info[key]
+
+
 def _load(name: str, picture: Image, enough: float) -> None:
     full = picture.size
     with damage_named(name):
@@ -130,6 +157,7 @@ def _load(name: str, picture: Image, enough: float) -> None:
                 f"most {PIXELS:,} (2 GB of memory); make the image smaller, or cut it into parts"
             )
         picture.load()
+        without_texts(picture)  # some stand behind the pixels
 
 
 def _reduce(picture: Image, enough: float) -> None:
@@ -224,6 +252,14 @@ def _unusual(picture: Image) -> Iterator[str]:
         yield "dark"
     if _several(picture):  # last, because it looks for a second frame
         yield "frames"
+
+
+def _is_coloured(picture: Image) -> bool:
+    """Whether a decoded picture has colour, by its pixels."""
+    if picture.mode in GRAY_MODES:
+        return False
+    shown = _on_ground(picture) if _has_alpha(picture) else picture.convert("RGB")
+    return bool(np.ptp(np.asarray(shown), axis=-1).any())
 
 
 def _several(picture: Image) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hksd.data.picture import GRAY_MODES, Notes, as_shown, damage_named, shown_size
+from hksd.data.picture import PIXELS, Notes, as_shown, damage_named, is_gray, shown_size, without_texts
 from hksd.data.splits import Rows
 from hksd.errors import DataError
 
@@ -43,9 +43,11 @@ FORMATS = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "AVIF": (".avif",),
 }
+POINTER = "this is what Git LFS leaves in place of a file that it has not fetched"
 SUFFIXES = tuple(chain.from_iterable(FORMATS.values()))  # in small letters
 # A set without a test part of its own is tested on what it calls validation; our validation is drawn from its train.
 TEST_NAMES = ("test", "val", "valid", "validation")
+NOT_TEST_NAMES = ("testing", "tests", "dev", "eval", "evaluation")  # what people call it too
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def form_of(raw: RawSet, rows: Rows, image_size: int | None) -> Form:
             f"{name}: {width} x {height} pixels, but images must be square; "
             f"set data.image_size to resize them, for example data.image_size: {max(width, height)}"
         )
-    gray = all(picture.mode in GRAY_MODES for _, picture in raw.pictures(rows))
+    gray = all(is_gray(picture) for _, picture in raw.pictures(rows))
     return Form(image_size or width, 1 if gray else 3, image_size is not None, name)
 
 
@@ -169,7 +171,7 @@ def decode(raw: RawSet, rows: Rows, form: Form, notes: Notes) -> NDArray[np.uint
         ) from error
     for position, (name, picture) in enumerate(raw.pictures(rows)):
         images[position] = whole(name, picture, form)
-        notes.see(name, picture)
+        notes.see(name, picture, form.channels)
     return images
 
 
@@ -202,6 +204,7 @@ def open_picture(name: str, data: bytes) -> Image:
             picture = Image.open(io.BytesIO(data), formats=formats)
         except UnidentifiedImageError as error:
             raise DataError(f"{name}: {_unknown(data, formats)}") from error
+        without_texts(picture)
         if picture.format == "PNG" and "transparency" in picture.info:
             picture.info["transparency"] = _in_pixels(picture, data[24])
     return picture
@@ -216,6 +219,9 @@ def _readable() -> tuple[str, ...]:
     # profile beside the pixels is no fault.
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+    # One block for a picture, whatever its size: glibc gives one of 32 MB or more back to the system when it is freed,
+    # and keeps smaller ones for each thread.
+    Image.core.set_block_size(4 * PIXELS)  # type: ignore[attr-defined]
     # Of damaged EXIF and the like, in two lines for each file; what matters is told as an error.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     Image.init()
@@ -243,7 +249,14 @@ def _unknown(data: bytes, formats: Sequence[str]) -> str:
                 )
     if data[4:8] == b"ftyp":
         return "this is HEIF or a film, which Pillow cannot read here; convert it to JPEG or PNG, or remove it"
+    if is_pointer(data):
+        return f"{POINTER}: fetch the images by `git lfs pull`"
     return f"this is no {', '.join(FORMATS)} image; replace or remove it"
+
+
+def is_pointer(data: bytes) -> bool:
+    """Whether the beginning of a file is that of a pointer of Git LFS."""
+    return data.startswith(b"version https://git-lfs.github.com/spec/")
 
 
 def _in_pixels(picture: Image, depth: int) -> object:
@@ -294,9 +307,10 @@ def as_array(picture: Image, form: Form) -> NDArray[np.uint8]:
     return np.asarray(picture).reshape(form.size, form.size, form.channels)
 
 
-def some(names: Sequence[str]) -> str:
-    """Names for a message, the first ten of many."""
-    return ", ".join(names[:10]) + (f", ... {len(names)} in all" if len(names) > 10 else "")
+def rename_to_test(there: Iterable[str], names: Sequence[str]) -> str:
+    """What to do where no test set has one of its `names`: to rename what may be meant; "" where nothing is."""
+    meant = [name for name in there if name.lower() in (*names, *NOT_TEST_NAMES)]
+    return f"rename {meant[0]} to {names[0]}, if these are the test images" if meant else ""
 
 
 def first_labelled(names: Sequence[str], why_not: Callable[[str], str]) -> tuple[str, str]:

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hksd.data.raw import some
 from hksd.data.walk import subfolders
-from hksd.errors import DataError
+from hksd.errors import DataError, some
 
 PARTIAL = "partial-"  # before the name of a set that the Hub's converter cut off at 5 GB
 KEEP_ONE = "keep the files of one upload, and move the others elsewhere"
@@ -44,11 +43,11 @@ def shards(folder: Path, name: str) -> tuple[Path, ...]:
     Raises:
         DataError: files are missing, belong to several uploads, or hold only the first part of the set.
     """
-    flat = [file for file in _parquet(folder) if file.stem == name or file.stem.startswith(f"{name}-")]
-    inside = [] if subfolders(folder / name) else _parquet(folder / name)  # those of class folders are other files
+    flat = [file for file in parquet_files(folder) if file.stem == name or file.stem.startswith(f"{name}-")]
+    inside = [] if subfolders(folder / name) else parquet_files(folder / name)  # those of class folders are other files
     if flat and inside:
         raise DataError(f"{folder}: {flat[0].name} lies beside {name}/{inside[0].name}: two uploads; {KEEP_ONE}")
-    if not flat and not inside and _parquet(folder / f"{PARTIAL}{name}"):
+    if not flat and not inside and parquet_files(folder / f"{PARTIAL}{name}"):
         raise DataError(
             f"{folder / f'{PARTIAL}{name}'}: holds only a part of {name} (the Hub converts the first 5 GB); fetch the "
             f"files that the data set itself has, or write all images to {name}.parquet"
@@ -71,12 +70,17 @@ def configurations(root: Path) -> list[Path]:
     return [path for path in may if shards(path, "train")]
 
 
-def _parquet(folder: Path) -> list[Path]:
+def parquet_files(folder: Path) -> list[Path]:
+    """The parquet files right in a folder, sorted by name; none where there is no such folder.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
     try:
         entries = list(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
-    return sorted(path for path in entries if path.suffix == ".parquet" and not path.name.startswith("."))
+    return sorted(path for path in entries if path.suffix.lower() == ".parquet" and not path.name.startswith("."))
 
 
 def _kind(file: Path) -> tuple[_Kind, int]:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from hksd.data import folders, parquet
 from hksd.data.classes import ordered
+from hksd.data.misplaced import misplaced
 from hksd.data.official import OFFICIAL, source_of
 from hksd.data.raw import RawSet, Source, array_pictures
 from hksd.data.settings import DataConfig
 from hksd.data.splits import Rows, stratified_split
-from hksd.data.walk import count_images, holds_images, subfolders
 from hksd.errors import DataError
 from hksd.files import expanded
 
@@ -100,26 +100,9 @@ def _nothing(root: Path, name: str) -> DataError:
     for other, known in OFFICIAL.items():
         if other != name and known.place(root):
             cure = f"; these look like torchvision's files of {other}: set data.name: {other}"
-    if found := _misplaced(root):
+    if found := misplaced(root):
         cure = f"; {found}"
     return DataError(f"{root}: no data set recognised in data.root; expected {', or '.join(expected)}{cure}")
-
-
-def _misplaced(root: Path) -> str:
-    """What to do where a data set lies a little elsewhere; "" where none is seen."""
-    inside = root.parent if root.name == "train" else next((path.parent for path in sorted(root.glob("*/train"))), None)
-    if inside and folders.find_folders(inside):
-        return f"class folders lie in {inside / 'train'}: set data.root: {inside}"
-    if root.name == "train" and parquet.find_parquet(root.parent, ("label",)):
-        return f"the files of a training set lie here: set data.root: {root.parent}"
-    inside = next((path for path in subfolders(root) if path.name.lower() in ("train", "training")), None)
-    if inside and inside.name == "train":
-        return f"{inside} holds {count_images(inside)} image(s) and no class folders, so they have no labels"
-    if inside:
-        return f"rename {inside.name} to train"
-    if sum(map(holds_images, subfolders(root))) > 1:
-        return f"class folders lie in {root} itself: move them into {root / 'train'}"
-    return ""
 
 
 def _files_of(name: str) -> str:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FOLDER = "data"  # name of the store, below a folder of runs and beside the one of teachers
 IMAGES = "images"
-FORMAT = 2  # part of the key: raise it when the file changes, or what `hksd.data.load` makes of the same images
+FORMAT = 3  # part of the key: raise it when the file changes, or what `hksd.data.load` makes of the same images
 MAGIC = b"hksd images 1\n"
 DIGEST_END = len(MAGIC) + 64
 ALIGNMENT = 64  # bytes; every array starts at a multiple of it

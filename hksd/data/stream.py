@@ -7,16 +7,19 @@ on the image and its view alone, never on the number of threads.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from threading import Condition, Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hksd.data.files import Files
+from hksd.data.picture import PIXELS
 from hksd.data.raw import Form, open_file
 from hksd.data.splits import Rows
 
@@ -62,6 +65,37 @@ class StreamSplit:
         return self.form.channels
 
 
+class Room:
+    """Room for the pixels of the pictures that the threads of a process have open; who comes first goes first.
+
+    Args:
+        pixels: most of them at a time; a picture of more (a JPEG, decoded at a part of its size) has it alone.
+    """
+
+    def __init__(self, pixels: int):
+        self.pixels = pixels
+        self._taken = 0
+        self._turn, self._freed = Lock(), Condition()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        """Wait for room for a picture of so many pixels, and take it."""
+        pixels = min(pixels, self.pixels)
+        # Whoever waits keeps the turn, so that small pictures do not overtake a large one for ever.
+        with self._turn, self._freed:
+            self._freed.wait_for(lambda: self._taken + pixels <= self.pixels)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._taken -= pixels
+                self._freed.notify_all()
+
+
+ROOM = Room(PIXELS)  # as much as one picture may take: threads then need no more memory than images read in turn
+
+
 def frames(
     split: StreamSplit, pieces: Iterable[Rows], cut: Cut, threads: int
 ) -> Generator[NDArray[np.uint8], None, None]:
@@ -88,8 +122,13 @@ def frames(
 
     def fill(images: NDArray[np.uint8], rows: list[int]) -> None:
         for position, row in enumerate(rows):
-            file = split.files.path(row)
-            images[position] = cut(file, open_file(file), row)
+            images[position] = one(row)
+
+    def one(row: int) -> NDArray[np.uint8]:
+        file = split.files.path(row)
+        picture = open_file(file)
+        with ROOM.of(picture.width * picture.height):
+            return cut(file, picture, row)
 
     try:
         while True:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
-from hksd.class_names import composed
+from hksd.class_names import composed, has_control
+from hksd.data.class_folders import ClassFolder, Found, remarks
 from hksd.data.classes import in_order
 from hksd.data.passed import Tally, line, reasons
-from hksd.data.raw import SUFFIXES, some
+from hksd.data.raw import SUFFIXES
 from hksd.errors import DataError
 
 # Folders that systems, storage boxes and viewers put beside or into those of people: thumbnails, what was deleted, or
@@ -28,25 +28,6 @@ SYSTEM_FOLDERS = frozenset(
     }
 )
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", ".ds_store"})
-
-Found = tuple[str, os.stat_result]  # name of an image, and its status
-
-
-@dataclass(frozen=True)
-class ClassFolder:
-    """The images of one class.
-
-    Attributes:
-        name: the class, in Unicode's composed form.
-        folders: where they lie: several where names are equal in this form.
-        images: their names below the folder of all classes, and status.
-        passed: what was passed over among them, for a message; "" for nothing.
-    """
-
-    name: str
-    folders: list[Path]
-    images: list[Found]
-    passed: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +62,7 @@ def walk(folder: Path) -> Walked:
         images = [one for path in folders[name] for one in _images(path, f"{path.name}/", tally)]
         classes.append(ClassFolder(name, folders[name], images, "; ".join(reasons({name: tally}))))
     _refuse(folder, [top, *tallies.values()])
-    return Walked(classes, line(folder, reasons(tallies, top), _resemblances(classes)))
+    return Walked(classes, line(folder, reasons(tallies, top), remarks(classes)))
 
 
 def walk_flat(folder: Path) -> tuple[list[Found], str]:
@@ -160,6 +141,8 @@ def _check_name(folder: Path, name: str) -> None:
             f"{folder}: the name of the class folder {os.fsencode(name)!r} is no UTF-8 (unpacked from an archive of "
             "another system?); rename it"
         ) from error
+    if has_control(name):
+        raise DataError(f"{folder}: the name of the class folder {name!r} holds a control character; rename it")
 
 
 def _images(folder: Path, prefix: str, tally: Tally) -> list[Found]:
@@ -253,21 +236,3 @@ def _refuse(folder: Path, tallies: Iterable[Tally]) -> None:
         if names:
             others = f", like {len(names) - 1} more below {folder}" if len(names) > 1 else ""
             raise DataError(f"{min(names)}: this image {what}{others}; {cure}")
-
-
-def _resemblances(classes: list[ClassFolder]) -> list[str]:
-    """What one may take for one class, or for two, and is not."""
-    said = []
-    if twice := [f"'{one.name}' ({_in_both(one)} file names in both)" for one in classes if len(one.folders) > 1]:
-        said.append(f"folders whose names differ in their Unicode form alone are one class: {some(twice)}")
-    alike: dict[str, list[str]] = {}
-    for one in classes:
-        alike.setdefault(one.name.casefold(), []).append(one.name)
-    if cases := [" and ".join(names) for names in alike.values() if len(names) > 1]:
-        said.append(f"folders whose names differ in small and capital letters are classes of their own: {some(cases)}")
-    return said
-
-
-def _in_both(one: ClassFolder) -> int:
-    """How many names stand in several folders of a class: perhaps the same images twice."""
-    return sum(count > 1 for count in Counter(name.partition("/")[2] for name, _ in one.images).values())

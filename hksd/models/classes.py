@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hksd.class_names import composed
-from hksd.errors import UserError, nearest
+from hksd.class_names import composed, difference
+from hksd.errors import UserError, some
 from hksd.models.taps import TappedNet
 
-SHOWN = 6  # names of a list in a message
 MOVED = "the same classes as those of the data, in another order; they are matched by their names"
 
 
@@ -50,31 +49,18 @@ def order_of(known: Sequence[str], wanted: Sequence[str], where: str) -> list[in
         return None
     if sorted(known) == sorted(wanted) and len(set(known)) == len(known):
         return [known.index(name) for name in wanted]
-    missing = [name for name in wanted if name not in known]
     twice = next((name for name in known if known.count(name) > 1), None)
-    why = f"'{twice}' stands there twice" if twice is not None else _difference(missing, known, wanted)
+    if twice is not None:
+        why = f"'{twice}' stands there twice"
+    else:
+        said = difference(wanted, known, "it does not know", "it alone knows")
+        why = f"{said} (the model: {some(known)}; the data: {some(wanted)})"
     raise UserError(f"{where}: the classes of the model are not those of the data: {why}")
 
 
 def _numbered(names: Sequence[str]) -> bool:
     """Whether names are the mere numbers of the classes, as a data set without names has them."""
     return list(names) == [str(number) for number in range(len(names))]
-
-
-def _difference(missing: Sequence[str], known: Sequence[str], wanted: Sequence[str]) -> str:
-    more = [name for name in known if name not in wanted]
-    said = []
-    if missing:
-        said.append(f"it does not know {some(missing)}{nearest(missing[0], more or known)}")
-    if more:
-        said.append(f"it alone knows {some(more)}")
-    return f"{'; '.join(said)} (the model: {some(known)}; the data: {some(wanted)})"
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many there are."""
-    listed = ", ".join(names[:SHOWN])
-    return f"{listed}, ... ({len(names)} in all)" if len(names) > SHOWN else listed
 
 
 @torch.no_grad()

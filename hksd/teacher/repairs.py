@@ -21,7 +21,7 @@ from hksd.config.networks import TeacherConfig
 from hksd.data import IMAGENET_MEAN, IMAGENET_STD, AnySplit, DataSet, Split
 from hksd.data.augment import batches_of
 from hksd.data.settings import DataConfig
-from hksd.models.classes import some
+from hksd.errors import some
 from hksd.models.taps import TappedNet
 from hksd.run.evaluate import accuracy
 from hksd.teacher.inputs import Inputs, OwnInputs, inputs_of

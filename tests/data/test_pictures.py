@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from hksd import data
 from hksd.data import crops, picture
@@ -77,9 +78,22 @@ def colour_png(values: NDArray[np.uint16], **chunks: bytes) -> bytes:
     return png(values.shape[1], values.shape[0], 16, 2, rows_of(values.astype(">u2")), **chunks)
 
 
+def deep_gray_with_alpha() -> bytes:
+    """A PNG of 16 bits of gray and 16 of alpha; PIL writes none."""
+    values = np.stack([RAMP, ALPHA.astype(np.uint16) * 257], -1).astype(">u2")
+    return png(60, 40, 16, 4, rows_of(values))
+
+
 def exif(orientation: int) -> Image.Exif:
     made = Image.Exif()
     made[0x0112] = orientation
+    return made
+
+
+def text(key: str) -> PngImagePlugin.PngInfo:
+    """A text in a PNG, whose name is the writer's choice."""
+    made = PngImagePlugin.PngInfo()
+    made.add_text(key, "0.45")
     return made
 
 
@@ -133,13 +147,29 @@ TABLE = bytes(range(256))
 KINDS: dict[str, Callable[[], tuple[bytes, Pixels]]] = {
     **{
         f"{kind} turned by EXIF {turn}": lambda kind=kind, turn=turn: by_pil(encoded(scene(), kind, exif=exif(turn)))
-        for kind in ("JPEG", "PNG", "TIFF")
+        for kind in ("JPEG", "PNG", "TIFF", "WEBP", "AVIF")
         for turn in range(1, 9)
     },
     **{
-        f"{kind} turned by EXIF 6": lambda kind=kind: by_pil(encoded(scene(), kind, exif=exif(6)))
-        for kind in ("WEBP", "AVIF")
+        f"PNG of mode {mode} with a text called {key}": lambda key=key, mode=mode: (
+            encoded(scene(mode), "PNG", pnginfo=text(key)),
+            reference(scene(mode)),
+        )
+        for key in ("gamma", "icc_profile", "transparency", "srgb", "exif", "progressive")
+        for mode in ("RGB", "L", "P")
     },
+    "JPEG of a phone with a second picture": lambda: by_pil(
+        encoded(scene(), "MPO", save_all=True, append_images=[scene("L").convert("RGB")], exif=exif(6))
+    ),
+    "gray JPEG 2000 with alpha": lambda: by_pil(encoded(scene("LA"), "JPEG2000")),
+    "RGBA AVIF": lambda: by_pil(encoded(scene("RGBA"), "AVIF")),
+    "RGBA TIFF, premultiplied": lambda: by_pil(encoded(scene("RGBA"), "TIFF", tiffinfo={338: 1})),
+    "TIFF of 1 bit, white is zero": lambda: by_pil(
+        encoded(scene("1"), "TIFF", compression="group4", tiffinfo={262: 0})
+    ),
+    "animated PNG whose picture is not in the animation": lambda: by_pil(
+        encoded(scene(), "PNG", save_all=True, default_image=True, append_images=[scene()])
+    ),
     "JPEG turned by XMP": lambda: by_pil(encoded(scene(), "JPEG", xmp=xmp(8))),
     "PNG with EXIF behind its pixels": lambda: (
         png(60, 40, 8, 2, rows_of(SCENE), after=chunk(b"eXIf", exif(6).tobytes()[6:])),
@@ -168,6 +198,7 @@ KINDS: dict[str, Callable[[], tuple[bytes, Pixels]]] = {
         png(60, 40, 16, 0, rows_of(RAMP.astype(">u2")), before=chunk(b"tRNS", struct.pack(">H", int(RAMP[5, 5])))),
         white_where(RAMP[5, 5] == RAMP, gray(RAMP >> 8)),
     ),
+    "PNG of 16 bits of gray with alpha": lambda: by_pil(deep_gray_with_alpha()),
     "PNG of 16 bits in colour": lambda: (colour_png(WIDE), (WIDE >> 8).astype(np.uint8)),
     "PNG of 16 bits with a transparent colour": lambda: (
         colour_png(WIDE, before=chunk(b"tRNS", WIDE[3, 50].astype(">u2").tobytes())),
@@ -275,16 +306,24 @@ def test_a_size_is_judged_as_it_is_shown(tmp_path: Path) -> None:
         data.load(DataConfig(name="folder", root=str(tmp_path)))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16", "16 bits with alpha"])
 def test_pictures_without_colour_are_gray(mode: str, tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / "train" / label).mkdir(parents=True)
         for number in range(4):
-            image = Image.fromarray(RAMP) if mode == "I;16" else scene(mode)
-            image.save(tmp_path / "train" / label / f"{number}.png")
+            (tmp_path / "train" / label / f"{number}.png").write_bytes(
+                deep_gray_with_alpha()
+                if mode == "16 bits with alpha"
+                else encoded(Image.fromarray(RAMP) if mode == "I;16" else scene(mode), "PNG")
+            )
     found = data.load(DataConfig(name="folder", root=str(tmp_path), image_size=SIZE))
     assert found.channels == 1
-    shown = Image.fromarray((RAMP >> 8).astype(np.uint8)) if mode == "I;16" else Image.fromarray(reference(scene(mode)))
+    if mode == "16 bits with alpha":
+        shown = Image.fromarray(by_pil(deep_gray_with_alpha())[1])
+    elif mode == "I;16":
+        shown = Image.fromarray((RAMP >> 8).astype(np.uint8))
+    else:
+        shown = Image.fromarray(reference(scene(mode)))
     expected = np.asarray(shown.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(found.train.images[0, ..., 0], expected)
 
@@ -310,17 +349,40 @@ def test_what_is_unusual_is_told_in_one_line_with_numbers(
     profile = encoded(scene(), "PNG", icc_profile=b"Adobe RGB (1998)")
     dark = encoded(Image.fromarray(RAMP // 20), "PNG")
     root = folders_of(tmp_path, [animated, animated, transparent, profile, dark] + [opaque] * 2 + [plain] * 13)
-    # A share of one image for each class is validated; of a streamed set only images to train on are looked at.
+    shutil.copytree(root / "train", root / "test")
     config = DataConfig(name="folder", root=str(root), image_size=SIZE, validation=0.1, streaming=streaming, seed=2)
+
+    def told() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return lines
+
     with caplog.at_level(logging.WARNING, "hksd"):
-        found = data.load(config)
-    total = len(found.train) if streaming else 20
-    assert [record.getMessage() for record in caplog.records] == list(found.notes)
-    for count, text in ((2, "animated"), (1, "transparent"), (1, "profile"), (1, "nearly black")):
-        (line,) = (line for line in found.notes if text in line)
-        assert f"{count} of {total} images" in line
-        assert str(root) in line
-    assert len(found.notes) == 4
+        notes = list(data.load(config).notes)
+        assert told() == notes
+        data.load_test(config)
+    for part, lines in (("train", notes), ("test", told())):
+        for count, text in ((2, "animated"), (1, "transparent"), (1, "profile"), (1, "nearly black")):
+            (line,) = (line for line in lines if text in line)
+            assert f"{count} of 20 images" in line
+            assert str(root / part) in line
+        assert len(lines) == 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_test_images_whose_colour_is_dropped_are_counted(
+    streaming: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folders_of(tmp_path / "set", [encoded(scene("L"), "PNG")] * 6)
+    gray_in_three = encoded(scene("L").convert("RGB"), "PNG")
+    folders_of(tmp_path / "other", [encoded(scene(), "PNG"), gray_in_three, encoded(scene("LA"), "PNG")])
+    (tmp_path / "other" / "train").rename(root / "test")
+    config = DataConfig(name="folder", root=str(root), image_size=SIZE, validation=0.25, streaming=streaming)
+    with caplog.at_level(logging.WARNING, "hksd"):
+        assert data.load(config).notes == ()
+        assert data.load_test(config).channels == 1
+    (line,) = (record.getMessage() for record in caplog.records if "are coloured" in record.getMessage())
+    assert "1 of 3 images read are coloured, but the training images are gray" in line
 
 
 def test_what_was_said_of_kept_images_is_said_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -388,6 +450,7 @@ def test_images_that_do_not_fit_into_memory_together_are_told_with_a_cure(tmp_pa
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "this is no WEBP, PNG, JPEG"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF or a film"),
         (b"<html>not found</html>", "this is no WEBP, PNG, JPEG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "Git LFS.*git lfs pull"),
     ],
 )
 def test_what_is_no_picture_is_told_for_what_it_is(content: bytes, said: str) -> None:
@@ -409,7 +472,7 @@ def test_damaged_bytes_give_an_image_or_a_told_error(
         try:
             opened = open_picture("x", bytes(content))
             found = whole("x", opened, FORM)
-            picture.Notes().see("x", opened)
+            picture.Notes().see("x", opened, 3)
         except DataError as error:
             assert str(error).startswith("x: ")
         else:

@@ -160,6 +160,62 @@ def test_a_set_that_lacks_any_of_its_shards_is_refused(
         fault(root, "complete the download")
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["Train.parquet"], ["no parquet file", "called train (Train.parquet)"]),
+        (["data/training-00000-of-00001.parquet"], ["called train (training-00000-of-00001.parquet)"]),
+        (["cifar-train.parquet", "cifar-test.parquet"], ["called train (cifar-test.parquet, cifar-train.parquet)"]),
+        (["0000.parquet"], ["rename those of the training set"]),
+        (["data/plain/train.parquet"], ["set data.root: {root}/data/plain"]),
+        (["train/data-00000-of-00001.arrow"], ["save_to_disk", "to_parquet"]),
+    ],
+)
+def test_files_that_are_called_otherwise_or_lie_deeper_are_seen(
+    names: list[str], said: list[str], tmp_path: Path
+) -> None:
+    fault(touch(tmp_path, names), *(part.format(root=tmp_path) for part in said))
+
+
+def test_a_shard_whose_suffix_is_in_capital_letters_belongs_to_the_set(tmp_path: Path) -> None:
+    names = ["train-0.parquet", "train-1.PARQUET"]
+    assert found(touch(tmp_path, names)) == names
+
+
+def test_training_sets_that_are_not_read_are_told(tmp_path: Path) -> None:
+    touch(tmp_path, ["data/train.parquet", "default/train/0000.parquet"])
+    line = find_source(config(tmp_path)).line()
+    assert "not read: default/train/0000.parquet" in line
+    assert str(tmp_path / "data") in line
+    assert find_source(config(touch(tmp_path / "alone", ["data/train.parquet", "default/x"]))).line() == ""
+
+
+def test_a_test_file_of_another_name_is_seen(tmp_path: Path) -> None:
+    for name in ("train", "dev-00000-of-00001"):
+        write(tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match="rename dev to test"):
+        data.check_test(config(tmp_path))
+
+
+def test_what_a_file_says_twice_or_too_large_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "train.parquet"
+
+    def refused(*parts: str) -> None:
+        with pytest.raises(DataError) as caught:
+            data.load(config(tmp_path))
+        assert all(part in str(caught.value) for part in (str(file), *parts)), str(caught.value)
+
+    write(file, names=["cat", "cat"])
+    refused("'cat' stands there twice")
+    images = pa.array([encoded(i) for i in range(4)])
+    pq.write_table(pa.Table.from_arrays([images, images, pa.array([0, 1] * 2)], ["image", "image", "label"]), file)
+    refused("2 columns are called image")
+    pq.write_table(pa.table({"image": images, "label": pa.array([0, 1, 2**63 + 5, 1], pa.uint64())}), file)
+    refused("row 2", f"label {2**63 + 5} is no number of a class")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n")
+    refused("git lfs pull")
+
+
 def test_several_configurations_are_a_choice_for_the_user(tmp_path: Path) -> None:
     touch(tmp_path, ["fine/train-00000-of-00001.parquet", "coarse/train/0000.parquet"])
     fault(tmp_path, "2 configurations (coarse, fine)", f"for example {tmp_path / 'coarse'}")

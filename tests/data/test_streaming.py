@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -285,6 +287,78 @@ def test_no_more_images_are_decoded_than_the_prefetch_and_they_wait_for_the_cons
     batches.close()
     time.sleep(0.05)
     assert len(opened) < len(loaded.train)
+
+
+def test_threads_together_hold_no_more_pixels_than_one_picture_may_have(root, monkeypatch):
+    held, most, lock = 0, 0, threading.Lock()
+
+    def cut(name, picture, row):
+        nonlocal held, most
+        with lock:
+            held += picture.width * picture.height
+            most = max(most, held)
+        time.sleep(0.002)
+        with lock:
+            held -= picture.width * picture.height
+        return np.zeros((16, 16, 3), np.uint8)
+
+    split = data.load(settings(root)).train  # pictures of 256 pixels
+    monkeypatch.setattr(stream, "CHUNK", 1)
+    for room, expected in ((600, 512), (256, 256), (100, 256)):  # a larger one than all room has it alone
+        most = 0
+        monkeypatch.setattr(stream, "ROOM", stream.Room(room))
+        assert len(list(stream.frames(split, np.split(np.arange(16), 4), cut, 6))) == 4
+        assert most == expected
+
+
+HUNGRY = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from hksd.data import stream
+from hksd.data.files import Files
+from hksd.data.raw import Form, whole
+
+def peak():
+    # Not that of getrusage, which begins with what the parent had.
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
+
+rows, form = np.arange(12), Form(8, 3, True, "")
+split = stream.StreamSplit(Files.of(sys.argv[1], [("0.png", 1)] * 12), rows, rows, form, False)
+stream.CHUNK, stream.ROOM = 1, stream.Room(2 * 3000**2)
+cut = lambda name, picture, row: whole(name, picture, form)
+list(stream.frames(split, [rows[:1]], cut, 1))
+before = peak()
+list(stream.frames(split, [rows], cut, 12))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
+def test_memory_that_is_let_go_of_goes_back_to_the_system(tmp_path):
+    Image.new("RGB", (3000, 3000)).save(tmp_path / "0.png")  # 36 MB decoded
+    done = subprocess.run(
+        [sys.executable, "-c", HUNGRY, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert int(done.stdout) < 3 * 36  # two at a time, one of them counted already
+
+
+def test_a_large_picture_is_not_overtaken_by_small_ones_for_ever():
+    room, order = stream.Room(10), []
+
+    def take(pixels):
+        with room.of(pixels):
+            order.append(pixels)
+
+    with room.of(6):
+        threads = [threading.Thread(target=take, args=(pixels,)) for pixels in (8, 1)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.05)
+        assert order == []
+    for thread in threads:
+        thread.join()
+    assert order == [8, 1]
 
 
 def test_threads_end_with_the_epoch(root):

@@ -248,6 +248,11 @@ def test_a_class_name_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
     fault(lambda: data.load(config(tmp_path)), "b'caf\\xe9' is no UTF-8", "rename it")
 
 
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "tab\t"])
+def test_a_class_name_that_breaks_a_line_or_commands_a_terminal_is_refused(name: str, tmp_path: Path) -> None:
+    fault(lambda: data.load(config(tree(tmp_path, ["cat", name]))), repr(name), "control character; rename it")
+
+
 def test_a_class_without_images_says_what_lies_in_it(tmp_path: Path) -> None:
     write("emu/a.heic", "emu/b.heic", "emu/Thumbs.db")(tree(tmp_path) / "train")
     fault(lambda: data.load(config(tmp_path)), tmp_path / "train" / "emu", "2 of 3 files in 'emu' are .heic", "systems")
@@ -259,6 +264,7 @@ def test_a_class_without_images_says_what_lies_in_it(tmp_path: Path) -> None:
         (["Train/cat/0.png"], "rename Train to train"),
         (["train/0.png", "train/1.png"], "train holds 2 image(s) and no class folders"),
         (["cat/0.png", "dog/0.png"], "move them into"),
+        (["cat/train/0.png", "dog/train/0.png", "cat/test/0.png"], "move cat/train to train/cat"),
     ],
 )
 def test_a_data_set_that_lies_a_little_elsewhere_is_seen(files: list[str], cure: str, tmp_path: Path) -> None:
@@ -290,7 +296,41 @@ def test_names_that_differ_in_case_are_two_classes_and_that_is_said(
 ) -> None:
     tree(tmp_path, ["Cat", "cat", "dog"])
     assert data.load(config(tmp_path)).classes == ("Cat", "cat", "dog")
-    assert "Cat and cat" in told()[0]
+    assert "'Cat' and 'cat'" in told()[0]
+
+
+def linked(root: Path) -> None:
+    tree(root, ["dog"])
+    (root / "train" / "cat").symlink_to("dog")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda root: tree(root, ["dog", "dog "]), "alone are classes of their own: 'dog' and 'dog '"),
+        (lambda root: tree(root, ["0", "00", "1"]), "alone are classes of their own: '0' and '00'"),
+        (lambda root: tree(root, ["fish", "\ufb01sh"]), "alone are classes of their own: 'fish' and '\ufb01sh'"),
+        (linked, "links make one folder several classes, so that its images have several labels: 'cat' and 'dog'"),
+        (lambda root: tree(root, ["animal/cat", "animal/dog", "rose"]), "1 of 2 class folders are no classes of their"),
+        (lambda root: tree(root, ["0", "1", "2", "10", "-1"]), "'-1' is no whole number, so the classes are numbered"),
+        (lambda root: tree(root, ["0", "1", "2", "10", "other"]), "('10' is number 2); data.classes gives"),
+    ],
+)
+def test_what_may_be_taken_for_one_class_or_two_or_another_number_is_said(
+    make: Callable[[Path], object], said: str, tmp_path: Path, told: Callable[[], list[str]]
+) -> None:
+    make(tmp_path)
+    data.load(config(tmp_path))
+    (line,) = told()
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    "names", [["cat/images", "dog/images"], ["0", "1", "2", "x"], ["1", "x", "y"], ["00", "01", "10"], ["a b", "ab"]]
+)
+def test_of_usual_folders_nothing_is_said(names: list[str], tmp_path: Path, told: Callable[[], list[str]]) -> None:
+    data.load(config(tree(tmp_path, names)))
+    assert told() == []
 
 
 # --- the order of the classes
@@ -399,6 +439,7 @@ def test_a_file_of_classes_that_is_none_is_named(
         (["cat", "cat"], "'cat' stands there twice"),
         ([COMPOSED, DECOMPOSED], "stands there twice"),
         ([], "no names"),
+        (["cat", "do\ng"], "'do\\ng' holds a control character"),
         (["cat", True], "got true"),
         (["cat", 1.5], "got 1.5"),
         ("", "must be a list"),
@@ -432,6 +473,14 @@ def test_test_images_without_labels_leave_the_test_to_labelled_validation_images
     (line,) = told()
     assert "test has no labels" in line
     assert "val is the test split" in line
+    data.check_test(config(tmp_path))  # before a work that ends with the test split, the same is told
+    assert told() == [line]
+
+
+def test_a_test_folder_that_leads_to_the_training_images_is_said(tmp_path: Path, told: Callable[[], list[str]]) -> None:
+    (tree(tmp_path) / "test").symlink_to("train")
+    data.check_test(config(tmp_path))
+    assert "leads to the training images" in told()[0]
 
 
 def test_test_images_without_labels_alone_are_refused(tmp_path: Path) -> None:
@@ -439,6 +488,12 @@ def test_test_images_without_labels_alone_are_refused(tmp_path: Path) -> None:
     for i in range(2):
         image(tmp_path / "test" / f"{i}.png")
     fault(lambda: data.check_test(config(tmp_path)), tmp_path / "test", "2 image(s) and no class folders", "val/CLASS/")
+
+
+@pytest.mark.parametrize("name", ["Test", "VAL", "testing", "dev", "eval"])
+def test_a_test_folder_of_another_name_is_seen(name: str, tmp_path: Path) -> None:
+    tree(tree(tmp_path), part=name)
+    fault(lambda: data.check_test(config(tmp_path)), "no test split", f"rename {name} to test")
 
 
 def test_a_test_class_that_is_misspelt_is_answered_with_the_nearest(tmp_path: Path) -> None:
