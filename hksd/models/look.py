@@ -237,8 +237,6 @@ class _Seen:
             text = f"fails on {_images(count)} {how}: {reason(error)}{f' ({at})' if at else ''}"
             if count == 1 and how == TRAINING:
                 text += f"; {self.section}.batch_size: 2 or more keeps single images away"
-            if not isinstance(self.network, WrappedNet) and "view" in text:
-                text += "; its maps lie in channels_last order: use `reshape` or `flatten` in place of `view`"
             raise _FaultError(text) from error
 
     def _rest(self, how: str) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hksd.device import memory, process
 from hksd.errors import nearest
 from hksd.kernels.strided import Seen, guard
-from hksd.models.taps import TappedNet
+from hksd.models.taps import TappedNet, on_contiguous
 from hksd.models.user_code import code_hash
 from hksd.models.wrapped import NetworkError, WrappedNet
 
@@ -136,8 +136,12 @@ def build(
     shape = in_channels, classes, image_size
     network = _build(name, *shape, width, descriptor, tuple(taps), classifier)
     first = next(network.parameters(), None)
-    if isinstance(network, WrappedNet) and (first is None or not first.is_meta):  # on meta nothing is computed
-        network.contiguous = _wants_contiguous(name, *shape, width, descriptor, tuple(taps), classifier)
+    if first is None or not first.is_meta:  # on meta nothing is computed
+        wanted = _wants_contiguous(name, *shape, width, descriptor, tuple(taps), classifier)
+        if isinstance(network, WrappedNet):
+            network.contiguous = wanted
+        elif wanted:
+            on_contiguous(network)
     return network
 
 

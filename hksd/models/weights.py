@@ -56,6 +56,15 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return max((group.tensors for group in content.sets), key=len), content.metadata
 
 
+def header(path: Path) -> dict[str, str]:
+    """The metadata of a .safetensors file; nothing where there are none, or it is another file."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
 def check(path: Path) -> None:
     """Look whether a .safetensors file is whole, by its header and its length.
 

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from hksd.errors import UserError, nearest
 from hksd.models import outputs
 from hksd.models.staged import shown
-from hksd.models.taps import Out, TappedNet, TapShapes
+from hksd.models.taps import Out, TappedNet, TapShapes, plain
 
 EMBEDDING = ""  # the path under which the classifier's input is recorded; no tap can have it
 _RECORD: ContextVar[dict[str, Any] | None] = ContextVar("hksd_taps", default=None)
@@ -136,9 +136,7 @@ class WrappedNet(TappedNet):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, C), the main output where there are more; nothing is recorded."""
-        if self.contiguous:  # `contiguous` would leave images of one channel alone, whose strides say channels_last
-            images = images.clone(memory_format=torch.contiguous_format)
-        logits: Tensor = outputs.main_output(self.network(images))
+        logits: Tensor = outputs.main_output(self.network(plain(images) if self.contiguous else images))
         return logits
 
     def _check_made(self, before: set[str]) -> None:

@@ -318,7 +318,6 @@ FAULTS = {
     "InPlace": "fails on 2 images backwards, in training mode: .*inplace operation",
     "Leaves": r"fails on 2 images in training mode: SystemExit: not in training \(line \d+",
     "Unnamed": r"gives a dict with a, b for 2 images in training mode, .*under the name `logits` or `out`",
-    "Tapped": "fails on 3 images in eval mode: view .* use `reshape` or `flatten` in place of `view`",
 }
 
 
