@@ -178,7 +178,7 @@ def test_the_order_that_it_names_mends_it(run: Make, shades: DataSet, caplog: py
 
 def test_the_size_that_it_names_mends_it_and_one_that_takes_no_other_is_not_tried(run: Make, shades: DataSet) -> None:
     keys = {"preprocess": "none", "expected_accuracy": 0.9}
-    with pytest.raises(UserError, match="teacher.image_size: 32 it has"):
+    with pytest.raises(UserError, match=r"teacher\.image_size: 32 it has"):
         prepare(run("of_32_pixels", **keys), shades)
     assert prepare(run("of_32_pixels", image_size=32, **keys), shades).accuracy == 1
     said = "".join(prepare(run("of_one_size"), shades).remarks)
