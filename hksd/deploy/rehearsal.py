@@ -23,8 +23,8 @@ PROGRAM_CURE = (
     "`if`, `.item()` and NumPy (`torch.where`), and sizes without fixed numbers, or train it without a search: `hksd train`"
 )
 ONNX_CURE = (
-    "cannot be written as ONNX, in which its latency is measured: {}; write it without that, or leave latency_ms out of "
-    "search.minimize and search.limits"
+    "cannot be written as ONNX, in which its latency is measured: {}; write it without that, or leave latency_ms out "
+    "of search.minimize and search.limits"
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,21 @@ from hksd.models.recognised import recognised
 from hksd.models.staged import StagedNet
 from hksd.models.taps import TappedNet
 
+# Names of what a weight is computed from -> what to do before it is saved.
+_WRAPPED_WEIGHTS = {
+    re.compile(
+        r"\.parametrizations\."
+    ): "they were saved under a parametrization (weight_norm, spectral_norm); bake it in "
+    "before you save them: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')",
+    re.compile(r"\.weight_[gv]$"): "they were saved under weight_norm; bake it in before you save them: "
+    "torch.nn.utils.remove_weight_norm(layer)",
+    re.compile(r"\.weight_mask$"): "they were saved while they were pruned; bake it in before you save them: "
+    "torch.nn.utils.prune.remove(layer, 'weight')",
+    re.compile(
+        r"\.weight_[uv]$|\.weight_orig$"
+    ): "they were saved under spectral_norm; bake it in before you save them: "
+    "torch.nn.utils.remove_spectral_norm(layer)",
+}
 log = logging.getLogger(__name__)
 
 
@@ -121,6 +137,8 @@ def _remarks(found: Sequence[Fit]) -> str:
         said.append(f"those under {', '.join(map(_quoted, places))} fit as well")
     if left:
         said.append(f"left out: {', '.join(left[:5])}")
+    if others:
+        said.append("to use others, save them alone")
     return "; ".join(said)
 
 
@@ -144,6 +162,7 @@ def _misfit(module: nn.Module, content: checkpoints.Content, own: Names) -> str:
     said = [f"the weights do not fit the network: {'; '.join(faults[:5])}{more}"]
     if where:
         said.append(f"'{where}', which a wrapper or the file puts before their names, is taken away")
+    said += [cure for mark, cure in _WRAPPED_WEIGHTS.items() if any(mark.search(name) for name in inside)][:1]
     if content.note:
         said.append(f"the file {content.note}")
     return "; ".join(said)
@@ -152,6 +171,8 @@ def _misfit(module: nn.Module, content: checkpoints.Content, own: Names) -> str:
 def _other_classes(module: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
     """The fault that weights are of a network with other classes than the data."""
     name = f"{module.classifier_path}.weight" if isinstance(module, TappedNet) else ""
-    if name not in state or name not in own or len(state[name]) == len(own[name]):
+    if name not in state or name not in own or state[name].shape[1:] != own[name].shape[1:]:
+        return []
+    if len(state[name]) == len(own[name]):
         return []
     return [f"they tell {len(state[name])} classes apart, but the data has {len(own[name])}"]

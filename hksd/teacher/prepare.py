@@ -174,6 +174,7 @@ class _Stage:
             told = weights.load_into(network, expanded(settings.checkpoint, f"{settings.place}.checkpoint"))
         else:
             network.bare.load_state_dict(_published(settings, self.data))
+        _check_numbers(network, settings)
         network.to(self.device).eval()
         renamed, outputs = self._name_classes(network, told), self._outputs(network)
         known = Inputs(IMAGENET_MEAN, IMAGENET_STD) if settings.pretrained else trained_on(told)
@@ -261,6 +262,16 @@ def missing(config: RunConfig, data: DataSet, cache_dir: Path) -> dict[Path, str
     if spec is not None:
         parts[folder / f"{attention_name(spec, settings)}.json"] = "attention"
     return {file: part for file, part in parts.items() if not file.exists()}
+
+
+def _check_numbers(network: TappedNet, settings: TeacherConfig) -> None:
+    """Refuse weights of a training that had diverged; buffers may be infinite on purpose."""
+    for name, value in network.bare.named_parameters():
+        if not value.isfinite().all():
+            raise UserError(
+                f"{settings.place}.checkpoint: {settings.checkpoint}: '{name}' holds NaN or infinite numbers: its "
+                "training had diverged; take an earlier checkpoint"
+            )
 
 
 def familiar(config: RunConfig, data: DataSet) -> bool:

@@ -26,11 +26,10 @@ from hksd.models.classes import some
 from hksd.models.taps import TappedNet
 from hksd.run.evaluate import accuracy
 from hksd.teacher.inputs import Inputs, OwnInputs, inputs_of
-from hksd.teacher.resized import resized, sizes_to_try
+from hksd.teacher.resized import mflops_of, resized, sizes_to_try
 
 TRIED, TRIED_LARGE, LARGE = 384, 96, 64  # images of a trial; fewer of those above so many pixels
-LEAST = 48  # images of a trial of a size beyond `BIG` pixels, which costs the most
-BIG = 128
+LEAST, BUDGET = 24, 4e5  # of a trial of another size: images, and MFLOPs, which are some ten seconds
 BATCH = 96
 RARE = 1e-3  # what chance does no oftener is no chance
 FAR = 0.1  # a repair gives far more when it gives so much more accuracy, and chance would not
@@ -116,7 +115,8 @@ def repairs(
     best = max(tried, key=lambda text: tried[text][0].accuracy)
     for size in sizes_to_try(now, known, data):
         if (other := resized(inner, settings, data, size)) is not None:
-            few = _fewer(seen, TRIED if size <= LARGE else TRIED_LARGE if size <= BIG else LEAST)
+            affordable = max(LEAST, int(BUDGET / max(1.0, mflops_of(settings, data, size))))
+            few = _fewer(seen, min(affordable, TRIED if size <= LARGE else TRIED_LARGE))
             for text in dict.fromkeys(("", best)):
                 words = f"{text}{' and ' if text else ''}another size, teacher.image_size: {size}"
                 found += _tried(other, words, dataclasses.replace(ways[text], size=size), few, data)

@@ -16,6 +16,7 @@ from hksd import models
 from hksd.config.networks import TeacherConfig
 from hksd.data import DataSet
 from hksd.device import memory, process
+from hksd.models.size import size_of
 from hksd.models.taps import TappedNet
 from hksd.teacher.inputs import Inputs
 
@@ -28,6 +29,11 @@ def sizes_to_try(now: Inputs, known: Inputs | None, data: DataSet) -> list[int]:
     told = [known.size] if known is not None and known.size else []
     seen = now.size or data.image_size
     return [size for size in dict.fromkeys((*told, *SIZES, data.image_size)) if size != seen]
+
+
+def mflops_of(settings: TeacherConfig, data: DataSet, size: int) -> float:
+    """MFLOPs of a teacher for an image of `size` pixels."""
+    return size_of(replace(settings.spec(), image_size=size), **data.image_shape).mflops
 
 
 def resized(network: TappedNet, settings: TeacherConfig, data: DataSet, size: int) -> TappedNet | None:

@@ -109,7 +109,9 @@ def test_one_that_onnx_cannot_say_is_refused_before_the_teacher_where_latency_is
     parts = {"terms": {"squeeze": {"weight": 0}}, "student": student}
     looked(write_space(tmp_path / "space.yaml", **parts))
     space = write_space(tmp_path / "space.yaml", **parts, search={"minimize": ["latency_ms"]})
-    with pytest.raises(UserError, match=rf"^student\.model: {module}:no_onnx cannot be written as ONNX.*leave latency_ms"):
+    with pytest.raises(
+        UserError, match=rf"^student\.model: {module}:no_onnx cannot be written as ONNX.*leave latency_ms"
+    ):
         looked(space)
     assert not (tmp_path / "runs" / "x").exists()
 

@@ -186,6 +186,22 @@ def test_the_size_that_it_names_mends_it_and_one_that_takes_no_other_is_not_trie
     assert "teacher.image_size" not in said
 
 
+def test_weights_of_a_training_that_diverged_are_told_as_such(run: Make, shades: DataSet) -> None:
+    def diverge(network: Any) -> None:
+        network.head.bias.data[3] = float("nan")
+
+    with pytest.raises(UserError, match=r"^teacher\.checkpoint: .*'head\.bias' holds NaN or infinite numbers"):
+        prepare(run(change=diverge), shades)
+
+
+def test_a_checkpoint_that_is_no_plain_file_is_told_before_it_is_read(
+    run: Make, shades: DataSet, tmp_path: Path
+) -> None:
+    for path, said in ((tmp_path, "a folder"), (Path("/dev/zero"), "a device"), (tmp_path / "no.pt", "No such file")):
+        with pytest.raises(UserError, match=rf"^teacher\.checkpoint: .*{said}"):
+            prepare(replace(config := run(), teacher=replace(config.teacher, checkpoint=str(path))), shades)
+
+
 def test_remarks_are_left_to_a_caller_that_tells_them(
     run: Make, shades: DataSet, caplog: pytest.LogCaptureFixture
 ) -> None:
