@@ -15,12 +15,13 @@ from hksd.deploy.export import PARITY_TOLERANCE, Deployed
 from hksd.device import process
 from hksd.errors import RunError
 from hksd.models import NetworkError, NetworkSpec, user
-from hksd.models.look import reason
+from hksd.models.faults import reason
 
 COUNTS = 1, 2, 5  # images that the program is asked about
 PROGRAM_CURE = (
     "cannot be exported, with which every search ends: {}; write what depends on the values of images without Python's "
-    "`if`, `.item()` and NumPy (`torch.where`), and sizes without fixed numbers, or train it without a search: `hksd train`"
+    "`if`, `.item()` and NumPy (`torch.where`), and sizes without fixed numbers, or train it without a search: "
+    "`hksd train`"
 )
 ONNX_CURE = (
     "cannot be written as ONNX, in which its latency is measured: {}; write it without that, or leave latency_ms out "

@@ -7,6 +7,7 @@ weights by the order of its layers: every tensor must have the kind and the shap
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,16 @@ class Names:
         for name, value in self.tensors.items():
             shared.setdefault(id(value), []).append(name)
         self.groups = list(shared.values())
+
+    def unwrapped(self) -> tuple[Names, dict[str, str]]:
+        """The same without what wrappers put into names, with the network's names; as it is where these clash."""
+        names = {_without_wrappers(name): name for name in self.tensors}
+        if len(names) < len(self.tensors):
+            return self, {name: name for name in self.tensors}
+        other = copy.copy(self)
+        other.tensors = {name: self.tensors[real] for name, real in names.items()}
+        other.groups = [[_without_wrappers(name) for name in group] for group in self.groups]
+        return other, names
 
     def wanted(self) -> list[list[str]]:
         """Names of what a set must hold: all but the counters of batch norms."""
@@ -139,8 +150,12 @@ def _place(group: WeightSet, prefix: str) -> str:
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without the parts of names that wrappers put, wherever they stand; as it is where names would clash."""
-    bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): part for name, part in tensors.items()}
+    bare = {_without_wrappers(name): part for name, part in tensors.items()}
     return bare if len(bare) == len(tensors) else tensors
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _behind_prefixes(tensors: dict[str, Tensor], least: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

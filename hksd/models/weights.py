@@ -107,7 +107,7 @@ def load_into(module: nn.Module, path: Path) -> dict[str, str]:
         UserError: the file holds no weights, or keys or shapes do not fit; the message says which.
     """
     content, network = checkpoints.read(path), _bare(module)
-    own = Names(network)
+    own, names = Names(network).unwrapped()  # it may be wrapped itself
     found = foreign.fits(content.sets, own, by_order=False)
     if not found and isinstance(network, StagedNet):
         found = foreign.fits(content.sets, own, by_order=True)
@@ -115,7 +115,8 @@ def load_into(module: nn.Module, path: Path) -> dict[str, str]:
         raise UserError(f"{path}: {_misfit(module, content, own)}")
     if said := _remarks(found):
         log.warning("%s: %s", path, said)
-    network.load_state_dict(found[0].tensors, strict=False)  # what is missing are other names, and counters
+    taken = {names[name]: value for name, value in found[0].tensors.items()}
+    network.load_state_dict(taken, strict=False)  # what is missing are other names, and counters
     return content.metadata
 
 

@@ -153,6 +153,9 @@ class _Stage:
         if self.joint:
             network = self._jointly[0]
         elif not settings.loaded:
+            if user.is_user(settings.model):  # one that gives probabilities is refused before it is trained
+                with isolated(settings.seed, settings.threads, self.device):
+                    self._outputs(self._empty().to(self.device))
             trained = loop.run(
                 _training(self.config, settings),
                 self.data,

@@ -112,12 +112,12 @@ def repairs(
     ways = {"": now, **_candidates(now, data, known)}
     tried = {text: _tried(inner, text, inputs, seen, data) for text, inputs in ways.items()}
     found = [one for ones in tried.values() for one in ones]
-    best = max(tried, key=lambda text: tried[text][0].accuracy)
+    likely = max(tried, key=lambda text: tried[text][0].accuracy)
     for size in sizes_to_try(now, known, data):
         if (other := resized(inner, settings, data, size)) is not None:
             affordable = max(LEAST, int(BUDGET / max(1.0, mflops_of(settings, data, size))))
             few = _fewer(seen, min(affordable, TRIED if size <= LARGE else TRIED_LARGE))
-            for text in dict.fromkeys(("", best)):
+            for text in dict.fromkeys(("", likely)):
                 words = f"{text}{' and ' if text else ''}another size, teacher.image_size: {size}"
                 found += _tried(other, words, dataclasses.replace(ways[text], size=size), few, data)
     found = [one for one in found if one.text]
@@ -162,7 +162,7 @@ def _tried(network: TappedNet, text: str, inputs: Inputs, seen: Some, data: Data
 
 def _fewer(seen: Some, count: int) -> Some:
     """At most `count` of some images, evenly from all."""
-    rows = torch.linspace(0, len(seen.labels) - 1, min(count, len(seen.labels))).round().long().unique()
+    rows = torch.linspace(0, len(seen.labels) - 1, min(count, len(seen.labels))).round().long()
     return Some(seen.images[rows.to(seen.images.device)], seen.labels[rows], len(seen.labels))
 
 

@@ -186,6 +186,16 @@ def test_the_size_that_it_names_mends_it_and_one_that_takes_no_other_is_not_trie
     assert "teacher.image_size" not in said
 
 
+def test_one_that_gives_probabilities_is_refused_before_it_is_trained(
+    module: str, make_config: Make, shades: DataSet
+) -> None:
+    keys = {"model": f"{module}:eval_probabilities", "width": 1, "epochs": 3}
+    epochs: list[int] = []
+    with pytest.raises(UserError, match="gives probabilities"):
+        prepare(make_config(terms={"kd": {}}, teacher=keys), shades, on_progress=lambda _, at, *__: epochs.append(at))
+    assert epochs == []
+
+
 def test_weights_of_a_training_that_diverged_are_told_as_such(run: Make, shades: DataSet) -> None:
     def diverge(network: Any) -> None:
         network.head.bias.data[3] = float("nan")

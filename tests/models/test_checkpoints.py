@@ -352,6 +352,20 @@ def test_every_other_file_is_told_by_what_it_is(name: str, tmp_path: Path, monke
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+@pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
+def test_a_network_that_is_wrapped_itself_takes_weights_of_a_bare_one(
+    wrap: Callable[[nn.Module], nn.Module], prefix: str, tmp_path: Path
+) -> None:
+    into = wrap(network())
+    torch.save(behind(prefix), tmp_path / "x.pt")
+    weights.load_into(into, tmp_path / "x.pt")
+    assert same(
+        {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in into.state_dict().items()},
+        STATE,
+    )
+
+
 def test_checksums_that_were_not_written_are_not_missed(tmp_path: Path) -> None:
     torch.serialization.set_crc32_options(False)
     try:

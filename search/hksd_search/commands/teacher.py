@@ -50,7 +50,7 @@ def teacher(
     display = Display(output.console, 0)
     try:
         with document.placing():
-            how = {"cache_dir": runs / TEACHERS, "on_progress": display.teacher}
+            how: dict[str, Any] = {"cache_dir": runs / TEACHERS, "on_progress": display.teacher}
             made = teachers.prepare(config, data, **how, refuse=False, quiet=True)
             teaching = Teaching(config, data, made, runs / TEACHERS) if config.terms.teacher_needs else None
             if teaching is not None:

@@ -68,7 +68,7 @@ def train(
     try:
         with document.placing(), stoppable(on_stop) as stop:
             if config.terms.teacher_needs:
-                how = {"cache_dir": runs / TEACHERS, "on_progress": display.teacher}
+                how: dict[str, Any] = {"cache_dir": runs / TEACHERS, "on_progress": display.teacher}
                 teacher = teachers.prepare(config, data, **how, quiet=True)
                 display.line(
                     f"teacher {config.teacher.model if config.teacher else ''}: validation {percent(teacher.accuracy)}"
