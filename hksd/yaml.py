@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import stat
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hksd.scalars import KINDS, TAG, plain
 from hksd.yaml_reader import LEVELS, FaultError, Reader, copied
 
 FILE_BYTES = 2**18  # a configuration is written by people
+_KEYED = re.compile(r"(\w+(?:\.\w+)+|\w+(?=:)):? (.*)", re.DOTALL)  # a message that begins with a key path
 SHOWN = 200  # characters of an override that a message repeats
 
 
@@ -53,6 +55,23 @@ class Document:
             if problem.path[:end] in self.lines:
                 return dataclasses.replace(problem, line=self.lines[problem.path[:end]])
         return problem
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Errors from inside that begin with one of its keys (``student.model: ...``) come with file and line, too.
+
+        Raises:
+            ConfigError: in place of such an error.
+        """
+        try:
+            yield
+        except ConfigError:
+            raise
+        except UserError as error:
+            found = _KEYED.match(str(error))
+            if found is None or found[1].partition(".")[0] not in self.tree:
+                raise
+            raise self.error([Problem(tuple(found[1].split(".")), found[2])]) from error
 
     def changed(self, overrides: Sequence[str]) -> Document:
         """This document with ``a.b=value`` overrides, whose faults are then told as such; see `apply_overrides`."""

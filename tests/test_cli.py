@@ -327,6 +327,25 @@ def test_a_teacher_as_json_is_trained_once_and_then_read(files: Path) -> None:
     assert [path.name for path in (files / "teachers-only" / "teachers").iterdir()] == [first["key"]]
 
 
+@pytest.mark.parametrize("command", ["space", "teacher", "estimate", "search", "train"])
+def test_a_fault_of_a_network_of_ones_own_comes_with_key_and_line_from_every_command(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / f"ends_{command}.py").write_text("import sys; sys.exit(0)")
+    student = {"model": f"ends_{command}:net", "width": 1.0}
+    tree = {**(RUN if command == "train" else SEARCH), "student": student}
+    (tmp_path / "own.yaml").write_text(text := yaml.safe_dump(tree, sort_keys=False))
+    number = next(at for at, line in enumerate(text.splitlines(), 1) if f"ends_{command}:net" in line)
+    said = hksd(command, "own.yaml")
+    assert said.code == 2
+    assert f"own.yaml: student.model (line {number}): ends_{command} cannot be imported: SystemExit" in said.err
+    assert "Traceback" not in said.err
+    if command == "train":
+        said = hksd(command, "own.yaml", "--set", f"student.model=ends_{command}:other")
+        assert f"own.yaml: student.model (--set): ends_{command} cannot be imported" in said.err
+
+
 def test_weights_that_are_not_finite_are_not_measured(trained: Path, tmp_path: Path) -> None:
     for file in trained.iterdir():
         shutil.copy(file, tmp_path)
@@ -438,7 +457,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "an unknown method": ("methods crdd", "did you mean 'crd'?"),
     "unlike numbers of stages": (
         "train {files}/distil.yaml --set student.model=vgg8 --set terms.fsp={}",
-        "terms.fsp pairs the stages of both networks, but the student has 5 and the teacher has 3; set "
+        "terms.fsp (--set): pairs the stages of both networks, but the student has 5 and the teacher has 3; set "
         "terms.fsp.stages: 3",
     ),
     "too many stages": (
@@ -447,7 +466,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "a teacher without stages": (
         "train {files}/distil.yaml --set 'teacher={model: mynets:small}' --set terms.squeeze={}",
-        "terms.squeeze compares stages, but the teacher shows none; name them in teacher.taps",
+        "terms.squeeze (--set): compares stages, but the teacher shows none; name them in teacher.taps",
     ),
     "taps that do not exist": (
         "train {files}/distil.yaml --set 'teacher={model: mynets:small, taps: [bodi]}' --set terms.squeeze={}",

@@ -317,3 +317,25 @@ def test_user_errors_are_value_errors_and_run_errors_are_not_user_errors() -> No
     assert issubclass(UserError, ValueError)
     assert issubclass(NonFiniteLossError, RunError)
     assert not issubclass(RunError, UserError)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("student.model: is none", "run.yaml: student.model (line 2): is none"),
+        ("student.width has no place", "run.yaml: student.width (--set): has no place"),
+        ("student.taps: 'a' and\nmore", "run.yaml: student.taps (line 2): 'a' and\nmore"),
+        ("seed: wrong", "run.yaml: seed (line 3): wrong"),
+        ("a folder: wrong", "a folder: wrong"),
+        ("runs/x.pt: wrong", "runs/x.pt: wrong"),
+        ("teacher.pt: no such file", "teacher.pt: no such file"),
+        ("the seed is wrong", "the seed is wrong"),
+    ],
+)
+def test_an_error_that_begins_with_a_key_of_the_file_is_placed_and_others_stay(text: str, told: str) -> None:
+    document = parse_yaml("\nstudent: {model: a, width: 1}\nseed: 1\n", "run.yaml").changed(["student.width=2"])
+    with pytest.raises(UserError) as caught, document.placing():
+        raise UserError(text)
+    assert str(caught.value) == told
+    with pytest.raises(RunError), document.placing():
+        raise RunError("seed: none of the user's")

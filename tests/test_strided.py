@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from hksd import models
 from hksd.kernels.strided import FEW, Seen, Strided, at_risk, guard
+from hksd.models.taps import Out, TappedNet, TapShapes
 
 RUN = """
 data: {name: digits, validation: 0.25, limit: 200}
@@ -86,6 +88,44 @@ def test_a_network_that_calls_one_as_a_function_runs_on_contiguous_maps() -> Non
     network = models.build(f"{__name__}:ByHand", in_channels=1, classes=10, image_size=8)
     assert network.contiguous
     assert not models.build(f"{__name__}:AsModule", in_channels=1, classes=10, image_size=8).contiguous
+
+
+class OwnTaps(TappedNet):
+    """A network with taps of its own that calls a convolution at risk as a function, or `view`."""
+
+    def __init__(self, classes: int = 10, by: str = "function"):
+        super().__init__()
+        self.by, self.shapes = by, TapShapes(classes, 8, (4,), ((4,),))
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.filters = nn.Parameter(torch.randn(8, 4, 1, 1))
+        self.classifier = nn.Linear(8, classes)
+
+    def taps(self, images: Tensor) -> Out:
+        maps = self.first(images).relu()
+        wide = F.conv2d(maps, self.filters, stride=2 if self.by == "function" else 1)
+        flat = wide.view(len(wide), -1) if self.by == "view" else wide.flatten(1)
+        vector = flat.view(len(wide), 8, -1).mean(2)
+        return Out(self.classifier(vector), vector, [maps], [[maps]])
+
+
+def by_view(classes: int = 10) -> OwnTaps:
+    return OwnTaps(classes, "view")
+
+
+def by_neither(classes: int = 10) -> OwnTaps:
+    return OwnTaps(classes, "neither")
+
+
+@pytest.mark.parametrize(("name", "contiguous"), [("OwnTaps", True), ("by_view", True), ("by_neither", False)])
+def test_so_does_one_with_taps_of_its_own_and_its_weights_keep_their_names(name: str, contiguous: bool) -> None:
+    network = models.build(f"{__name__}:{name}", in_channels=1, classes=10, image_size=8)
+    assert network.contiguous == contiguous
+    assert isinstance(network, OwnTaps)
+    assert list(network.state_dict()) == list(OwnTaps().state_dict())
+    images = torch.randn(2, 8, 8, 1).permute(0, 3, 1, 2)
+    for answering in (network, copy.deepcopy(network)):
+        assert answering(images).shape == (2, 10)
+        assert (answering.taps(images).stages[0].stride()[1] != 1) == contiguous
 
 
 def test_one_of_many_channels_or_without_stride_stays_as_it_is() -> None:

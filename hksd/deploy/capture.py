@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from hksd.errors import RunError
-from hksd.models.look import place_in, reason
+from hksd.models.faults import place_in, reason
 
 # What torch says for its own developers -> what it means for the author of a network.
 PLAIN = {

@@ -26,7 +26,7 @@ from hksd.deploy.capture import captured
 from hksd.errors import RunError, UserError
 from hksd.files import write_atomically
 from hksd.models import weights
-from hksd.models.look import reason
+from hksd.models.faults import reason
 from hksd.models.size import Size, size_of
 from hksd.models.taps import TappedNet
 from hksd.run import evaluate

@@ -30,6 +30,7 @@ def to_onnx(program: nn.Module, example: Tensor) -> bytes:
 
     Raises:
         RunError: the network does what ONNX, or torch.export before it, cannot express.
+        ModuleNotFoundError: what writes ONNX is not installed.
     """
     batch, buffer = torch.export.Dim("batch", min=1), io.BytesIO()
     try:
@@ -44,6 +45,10 @@ def to_onnx(program: nn.Module, example: Tensor) -> bytes:
                 verbose=False,
             )
             made.save(buffer)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("onnx"):
+            raise
+        raise RunError(f"the network cannot be written as ONNX: {_reason(error)}") from error
     except Exception as error:  # a network of the user's own may do anything
         raise RunError(f"the network cannot be written as ONNX: {_reason(error)}") from error
     return buffer.getvalue()

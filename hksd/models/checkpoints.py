@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from hksd.models.pickles import HARMLESS, StandIn, is_module, line, load, unsafe
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-DEPTH = 4  # how deep sets of weights are looked for
+DEPTH = 8  # how deep sets of weights are looked for
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch before 1.6 began a file
+_PART = re.compile(r"-\d+-of-(?!0*1\.)\d+\.\w+$|\.index\.json$")  # names on the Hub
 _UNPACK = "unpack it and name the file of weights inside"
 _KINDS = (
     (b"version https://git-lfs", "a pointer of Git LFS, not the weights: run `git lfs pull` where it comes from"),
@@ -68,9 +70,7 @@ def read(path: Path) -> Content:
         UserError: the file is missing, damaged, of another kind, or holds no weights; says which, and the cure.
     """
     try:
-        if path.is_dir():
-            inside = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
-            raise UserError(f"{path}: a folder; name the file of weights in it ({', '.join(inside[:5]) or 'none'})")
+        check_is_file(path)
         with path.open("rb") as file:
             head = file.read(512)
         _check_kind(path, head)
@@ -97,6 +97,36 @@ def read(path: Path) -> Content:
 # --- what it is
 
 
+def check_is_file(path: Path) -> None:
+    """Raise for a folder, for parts of a set, and for what is no plain file and might never end.
+
+    Raises:
+        UserError: it is one of these.
+        OSError: it cannot be looked at.
+    """
+    if path.is_dir():
+        inside = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
+        if (path / ".metadata").exists() and any(path.glob("*.distcp")):
+            cure = f"from torch.distributed.checkpoint.format_utils import *; dcp_to_torch_save('{path}', 'weights.pt')"
+            raise UserError(f"{path}: a folder of torch.distributed.checkpoint; turn it into a file: `{cure}`")
+        if any(_PART.search(name) for name in inside):
+            raise UserError(f"{path}: a folder with weights in several files; {_put_together(path)}")
+        raise UserError(f"{path}: a folder; name the file of weights in it ({', '.join(inside[:5]) or 'none'})")
+    if _PART.search(path.name) and path.exists():
+        raise UserError(f"{path}: one of several files of a set of weights; {_put_together(path.parent)}")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: a pipe or a device; give a plain file")
+
+
+def _put_together(folder: Path) -> str:
+    tensors = any(folder.glob("*.safetensors"))
+    ending = "safetensors" if tensors else "bin"
+    reads = "safetensors.torch.load_file(f)" if tensors else "torch.load(f, 'cpu', weights_only=True)"
+    imports = "glob, safetensors.torch, torch" if tensors else "glob, torch"
+    state = f"{{k: v for f in glob.glob('{folder}/*-of-*.{ending}') for k, v in {reads}.items()}}"
+    return f"put them together: `{line(state, imports)}`"
+
+
 def _check_kind(path: Path, head: bytes) -> None:
     """Raise for what is no file of weights, as far as its beginning tells."""
     if not head:
@@ -108,6 +138,7 @@ def _check_kind(path: Path, head: bytes) -> None:
         raise UserError(f"{path}: a packed file (tar): {_UNPACK}")
     if path.suffix == ".onnx":
         raise UserError(f"{path}: an ONNX program, no weights of PyTorch; give the weights that it was made from")
+    head = head.removeprefix(b"\xef\xbb\xbf")  # a mark that some programs put before texts
     if head.lstrip()[:1] == b"<":
         raise UserError(
             f"{path}: a web page (HTML) and no weights: the download asked for a login, or ended at a notice"
@@ -125,6 +156,9 @@ def _check_zip(path: Path) -> None:
     """Raise for an archive that torch.save did not write."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
+        # torch.load does not look at the checksums, and takes turned bits for numbers; without them they are all 0.
+        if any(entry.CRC for entry in archive.infolist()) and (broken := archive.testzip()) is not None:
+            raise UserError(f"{path}: damaged ('{broken}' in it does not have its checksum); download or copy it again")
     inside = {name.partition("/")[2] for name in names}
     if any("exported_program" in name or name.endswith("archive_format") for name in names):
         cure = line(f"torch.export.load('{path}').state_dict")
@@ -207,5 +241,8 @@ def _without_weights(value: Any, foreign: set[str]) -> str:
         return f"not a plain state dict but {type(value).__name__}{strange}; {cure}"
     optimiser = any(isinstance(part, Mapping) and "param_groups" in part for part in (value, *value.values()))
     keys = ", ".join(str(key) for key in list(value)[:8]) or "none"
+    if any(name.startswith("numpy.") and name.endswith("._reconstruct") for name in foreign):
+        strange = ", but arrays of numpy"
+        cure = "turn them into tensors before you save them: `{k: torch.from_numpy(v) for k, v in weights.items()}`"
     kind = "the state of an optimiser and no weights" if optimiser else "no weights"
     return f"holds {kind}: its keys are {keys}{strange}; {cure}"

@@ -7,6 +7,7 @@ weights by the order of its layers: every tensor must have the kind and the shap
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +21,11 @@ from hksd.models.checkpoints import WeightSet
 COUNTER = "num_batches_tracked"  # of batch norms; torch before 0.4.1 had none, and nothing reads it at a fixed momentum
 # Parts of names that wrappers put anywhere inside: DataParallel, torch.compile, FSDP, activation checkpoints.
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-# What may stand beside a network at its own level: averages, losses, metrics.
-BESIDE = re.compile(r"n_averaged|criterion|(.*_)?loss(es)?(_.*)?|loss_fn|(.*_)?metrics?|(.*_)?acc(uracy)?|ema.*|.*_ema")
+# What may stand beside a network at its own level: averages, losses, metrics, heads that help its training.
+BESIDE = re.compile(
+    r"n_averaged|epoch|(global_)?step|iteration|best_.*|criterion|(.*_)?loss(es)?(_.*)?|loss_fn|(.*_)?metrics?|(.*_)?acc(uracy)?|ema.*|.*_ema|"
+    r"(?i:(.*_)?aux(iliary)?(_?\d+|_?logits|_?head|_?classifier|_?fc)*|head_dist|(.*_)?(projector|projection|predictor)(_.*)?)"
+)
 SECOND = re.compile(r"(^|[._])(ema|swa|average\w*|teacher|shadow)([._]|$)")  # a set that is taken if no other one fits
 _NUMBERED = re.compile(r"(?:conv|bn|norm)(\d+)$")
 _SHORTCUT = re.compile(r"(?i)shortcut|downsample|skip")
@@ -42,6 +46,16 @@ class Names:
         for name, value in self.tensors.items():
             shared.setdefault(id(value), []).append(name)
         self.groups = list(shared.values())
+
+    def unwrapped(self) -> tuple[Names, dict[str, str]]:
+        """The same without what wrappers put into names, with the network's names; as it is where these clash."""
+        names = {_without_wrappers(name): name for name in self.tensors}
+        if len(names) < len(self.tensors):
+            return self, {name: name for name in self.tensors}
+        other = copy.copy(self)
+        other.tensors = {name: self.tensors[real] for name, real in names.items()}
+        other.groups = [[_without_wrappers(name) for name in group] for group in self.groups]
+        return other, names
 
     def wanted(self) -> list[list[str]]:
         """Names of what a set must hold: all but the counters of batch norms."""
@@ -120,7 +134,7 @@ def _fits_in(group: WeightSet, own: Names, by_order: bool) -> list[Fit]:
 
 
 def _counts(name: str) -> bool:
-    return name.endswith(COUNTER)
+    return name.endswith((COUNTER, "total_ops", "total_params"))  # the latter: what thop leaves in networks
 
 
 def _beside(group: WeightSet, prefix: str, name: str) -> str:
@@ -136,8 +150,12 @@ def _place(group: WeightSet, prefix: str) -> str:
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without the parts of names that wrappers put, wherever they stand; as it is where names would clash."""
-    bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): part for name, part in tensors.items()}
+    bare = {_without_wrappers(name): part for name, part in tensors.items()}
     return bare if len(bare) == len(tensors) else tensors
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _behind_prefixes(tensors: dict[str, Tensor], least: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -178,6 +196,8 @@ def _fault(given: Tensor, wanted: Tensor) -> str:
         return f"is {tuple(given.shape)}, the network has {tuple(wanted.shape)}"
     if given.is_meta:
         return "has no numbers (it was saved from the meta device)"
+    if wanted.is_floating_point() and (given.itemsize < 2 or not given.is_floating_point()) and not given.is_complex():
+        return f"is {given.dtype}, whose numbers need a scale to be those of {wanted.dtype}"
     if given.is_quantized or given.layout != torch.strided or given.is_complex() != wanted.is_complex():
         return f"is {given.dtype}, {given.layout}, and cannot be turned into {wanted.dtype}"
     return ""

@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,14 +24,13 @@ from hksd.device.device import resolve_device
 from hksd.device.precision import Precision, PrecisionName
 from hksd.errors import UserError
 from hksd.models import NetworkSpec, outputs, user
+from hksd.models.faults import place_in, reason
 from hksd.models.taps import Out, TappedNet
 from hksd.models.wrapped import NetworkError, WrappedNet
 
 IMAGES = 3  # of the look in eval mode; in training mode 2, or 1 where a run has batches of one
 SAME, ALIKE = 1e-3, 1e-2  # relative to the largest answer: the same again; the same in another batch
-HERE = Path(__file__).resolve().parent.parent  # the core
 EVAL, TRAINING = "in eval mode", "in training mode"
-LONGEST = 200  # characters of a reason; torch's go on with hints for its own developers
 log = logging.getLogger(__name__)
 
 
@@ -171,6 +166,9 @@ class _Seen:
         return self._rest(" in training mode") if isinstance(answered, Tensor) else []
 
     def _check_weights(self) -> None:
+        saved = self.network.bare.state_dict()
+        if lost := [name for name, _ in self.network.bare.named_parameters() if name not in saved]:
+            raise _FaultError(f"leaves {', '.join(lost[:3])} out of its `state_dict()`, so that no file would hold it")
         trained = {p.dtype for p in self.network.parameters() if p.requires_grad}
         if not trained:
             raise _FaultError("has no weights that learn: set `requires_grad` on those that shall")
@@ -203,6 +201,11 @@ class _Seen:
             raise _FaultError(
                 "lets no gradient reach its weights: its forward works under `torch.no_grad()`, or detaches what it "
                 "returns"
+            )
+        if strays := _strays(logits, network):
+            raise _FaultError(
+                f"computes with {strays} weights that it does not show in `parameters()`, which would stay as they are "
+                "and be in no file: keep layers in `nn.ModuleList` or `nn.ModuleDict`, weights in `nn.Parameter`"
             )
         labels = torch.arange(len(images), device=images.device) % self.classes
         loss = F.cross_entropy(logits, labels)
@@ -237,8 +240,6 @@ class _Seen:
             text = f"fails on {_images(count)} {how}: {reason(error)}{f' ({at})' if at else ''}"
             if count == 1 and how == TRAINING:
                 text += f"; {self.section}.batch_size: 2 or more keeps single images away"
-            if not isinstance(self.network, WrappedNet) and "view" in text:
-                text += "; its maps lie in channels_last order: use `reshape` or `flatten` in place of `view`"
             raise _FaultError(text) from error
 
     def _rest(self, how: str) -> list[str]:
@@ -246,6 +247,22 @@ class _Seen:
         if not isinstance(self.network, WrappedNet) or isinstance(self.returned, Tensor):
             return []
         return [f"returns {outputs.say(self.returned)}{how}: its logits are taken, the rest teaches nothing"]
+
+
+def _strays(logits: Tensor, network: nn.Module) -> int:
+    """How many tensors that would learn stand behind logits and are no parameters of a network."""
+    known = {id(part) for part in network.parameters()}
+    waiting, seen, found = [logits.grad_fn], set[Any](), set[int]()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, nn.Parameter) and id(leaf) not in known:
+            found.add(id(leaf))
+        waiting += [inner for inner, _ in node.next_functions]
+    return len(found)
 
 
 @contextmanager
@@ -280,23 +297,3 @@ def _shape(value: Any) -> str:
 def _same(first: Tensor, second: Tensor, tolerance: float = SAME) -> bool:
     bound = tolerance * max(1e-6, first.nan_to_num().abs().max().item())
     return torch.allclose(first, second, rtol=0, atol=bound, equal_nan=True)
-
-
-def reason(error: BaseException) -> str:
-    """The first line of what an error says, shortened; with its type where that says more."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if not isinstance(error, RuntimeError) or not line:
-        line = f"{type(error).__name__}: {line}" if line else type(error).__name__
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
-
-
-def place_in(error: BaseException) -> str:
-    """Where in the user's own code an error comes from: ``line 16 of nets.py``; empty where it does not."""
-    libraries = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
-    libraries += [HERE, Path(torch.__file__).resolve().parent, Path(sys.prefix).resolve() / "lib"]
-    found = ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        file = Path(frame.filename)
-        if file.exists() and not any(file.resolve().is_relative_to(folder) for folder in libraries):
-            found = f"line {frame.lineno} of {file.name}"
-    return found

@@ -33,6 +33,7 @@ HARMLESS = re.compile(
     r"(numpy|argparse|pathlib|datetime|collections|decimal|fractions|uuid|types|builtins|copyreg|_codecs|enum|functools|"
     r"random|time|re|torch|omegaconf|lightning|lightning_fabric|pytorch_lightning)\."
 )
+_MODULES = ("torch.nn.modules.", "torch.nn.parallel.", "torch.optim.swa_utils.", "torch._dynamo.", "torch.fx.")
 _TENSORS = re.compile(r"collections\.OrderedDict|torch\._utils\.|torch\.\w+Storage")
 _FILLED = re.compile(r"Can only (SETITEMS?|append|extend) .*got <class '([^']+)'>")
 _FAULTS = (pickle.UnpicklingError, TypeError, ValueError, KeyError, AttributeError, IndexError)
@@ -108,13 +109,19 @@ def _unreadable(path: Path, named: Sequence[str]) -> str:
     if any(map(is_module, named)):
         cure = line(f"{unsafe(path)}.state_dict()")
         return f"holds a whole network and no state dict, {what}; if you trust the file: `{cure}`"
+    if any("DTensor" in name or "ShardedTensor" in name for name in named):
+        state = f"{{k: getattr(v, 'full_tensor', lambda: v)() for k, v in {unsafe(path)}.items()}}"
+        return (
+            "holds tensors that are spread over processes (FSDP), which cannot be read here; gather them before they "
+            f"are saved, or in a process group of as many processes: `{line(state)}`"
+        )
     cure = line(unsafe(path))
     return f"holds {what}; if you trust the file: `{cure}`, with the key of the weights if they stand under one"
 
 
 def is_module(name: str) -> bool:
     """Whether a class is one of torch's modules, losses left out: they stand in every whole network."""
-    return name.startswith("torch.nn.modules.") and not name.startswith("torch.nn.modules.loss.")
+    return name.startswith(_MODULES) and not name.startswith("torch.nn.modules.loss.")
 
 
 def line(value: str, imports: str = "torch") -> str:

@@ -91,3 +91,29 @@ class TappedNet(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, C) for images (N, channels, H, W)."""
         return self.taps(images).logits
+
+
+class _Contiguous(TappedNet):
+    """Put before the class of a network: its images are made contiguous, whatever their order."""
+
+    contiguous = True
+
+    def taps(self, images: Tensor) -> Out:
+        """See `TappedNet`."""
+        return super().taps(plain(images))  # type: ignore[safe-super]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See `TappedNet`."""
+        return super().forward(plain(images))
+
+
+def plain(images: Tensor) -> Tensor:
+    """A copy in the order of PyTorch; `contiguous` leaves images of one channel alone, whose strides say another."""
+    return images.clone(memory_format=torch.contiguous_format)
+
+
+def on_contiguous(network: TappedNet) -> None:
+    """Let a network of any class work on contiguous maps alone; names and weights stay."""
+    if not network.contiguous:
+        kind = type(network)
+        network.__class__ = type(kind.__name__, (_Contiguous, kind), {"__module__": kind.__module__})

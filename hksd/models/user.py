@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from hksd.device import memory, process
 from hksd.errors import nearest
 from hksd.kernels.strided import Seen, guard
-from hksd.models.taps import TappedNet
+from hksd.models.faults import told
+from hksd.models.taps import TappedNet, on_contiguous
 from hksd.models.user_code import code_hash
 from hksd.models.wrapped import NetworkError, WrappedNet
 
@@ -89,7 +90,7 @@ def _import(path: str) -> ModuleType:
 
 
 def _not_importable(path: str, error: BaseException) -> NetworkError:
-    return NetworkError("model", f"{path} cannot be imported: {type(error).__name__}: {error}{_exit_hint(error)}")
+    return NetworkError("model", f"{path} cannot be imported: {told(error)}{_exit_hint(error)}")
 
 
 def _exit_hint(error: BaseException) -> str:
@@ -136,8 +137,12 @@ def build(
     shape = in_channels, classes, image_size
     network = _build(name, *shape, width, descriptor, tuple(taps), classifier)
     first = next(network.parameters(), None)
-    if isinstance(network, WrappedNet) and (first is None or not first.is_meta):  # on meta nothing is computed
-        network.contiguous = _wants_contiguous(name, *shape, width, descriptor, tuple(taps), classifier)
+    if first is None or not first.is_meta:  # on meta nothing is computed
+        wanted = _wants_contiguous(name, *shape, width, descriptor, tuple(taps), classifier)
+        if isinstance(network, WrappedNet):
+            network.contiguous = wanted
+        elif wanted:
+            on_contiguous(network)
     return network
 
 
@@ -200,6 +205,15 @@ def _build(
         return _own_taps(network, name, classes, descriptor, taps, classifier)
     if not isinstance(network, nn.Module):
         raise NetworkError("model", f"{name} must return an nn.Module (got {type(network).__name__})")
+    if isinstance(network, torch.jit.ScriptModule):
+        raise NetworkError(
+            "model",
+            f"{name} returns a TorchScript program, whose layers cannot be reached; return the network it is of",
+        )
+    if torch.get_default_device().type != "meta" and any(part.is_meta for part in network.parameters()):
+        raise NetworkError(
+            "model", f"{name} returns weights without numbers (made on the meta device); make them on the CPU"
+        )
     guard(network)
     return WrappedNet(
         network,
@@ -235,7 +249,7 @@ def _call(factory: Callable[..., Any], name: str, given: dict[str, Any]) -> Any:
     except BaseException as error:  # a factory is the user's code, which may also call sys.exit
         if type(error) is KeyboardInterrupt:
             raise
-        raise NetworkError("model", f"{name} failed: {type(error).__name__}: {error}{_exit_hint(error)}") from error
+        raise NetworkError("model", f"{name} failed: {told(error)}{_exit_hint(error)}") from error
 
 
 def _own_taps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,21 @@ from hksd.models.recognised import recognised
 from hksd.models.staged import StagedNet
 from hksd.models.taps import TappedNet
 
+# Names of what a weight is computed from -> what to do before it is saved.
+_WRAPPED_WEIGHTS = {
+    re.compile(
+        r"\.parametrizations\."
+    ): "they were saved under a parametrization (weight_norm, spectral_norm); bake it in "
+    "before you save them: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')",
+    re.compile(r"\.weight_[gv]$"): "they were saved under weight_norm; bake it in before you save them: "
+    "torch.nn.utils.remove_weight_norm(layer)",
+    re.compile(r"\.weight_mask$"): "they were saved while they were pruned; bake it in before you save them: "
+    "torch.nn.utils.prune.remove(layer, 'weight')",
+    re.compile(
+        r"\.weight_[uv]$|\.weight_orig$"
+    ): "they were saved under spectral_norm; bake it in before you save them: "
+    "torch.nn.utils.remove_spectral_norm(layer)",
+}
 log = logging.getLogger(__name__)
 
 
@@ -56,6 +72,15 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return max((group.tensors for group in content.sets), key=len), content.metadata
 
 
+def header(path: Path) -> dict[str, str]:
+    """The metadata of a .safetensors file; nothing where there are none, or it is another file."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
 def check(path: Path) -> None:
     """Look whether a .safetensors file is whole, by its header and its length.
 
@@ -82,7 +107,7 @@ def load_into(module: nn.Module, path: Path) -> dict[str, str]:
         UserError: the file holds no weights, or keys or shapes do not fit; the message says which.
     """
     content, network = checkpoints.read(path), _bare(module)
-    own = Names(network)
+    own, names = Names(network).unwrapped()  # it may be wrapped itself
     found = foreign.fits(content.sets, own, by_order=False)
     if not found and isinstance(network, StagedNet):
         found = foreign.fits(content.sets, own, by_order=True)
@@ -90,7 +115,8 @@ def load_into(module: nn.Module, path: Path) -> dict[str, str]:
         raise UserError(f"{path}: {_misfit(module, content, own)}")
     if said := _remarks(found):
         log.warning("%s: %s", path, said)
-    network.load_state_dict(found[0].tensors, strict=False)  # what is missing are other names, and counters
+    taken = {names[name]: value for name, value in found[0].tensors.items()}
+    network.load_state_dict(taken, strict=False)  # what is missing are other names, and counters
     return content.metadata
 
 
@@ -112,6 +138,8 @@ def _remarks(found: Sequence[Fit]) -> str:
         said.append(f"those under {', '.join(map(_quoted, places))} fit as well")
     if left:
         said.append(f"left out: {', '.join(left[:5])}")
+    if others:
+        said.append("to use others, save them alone")
     return "; ".join(said)
 
 
@@ -135,6 +163,7 @@ def _misfit(module: nn.Module, content: checkpoints.Content, own: Names) -> str:
     said = [f"the weights do not fit the network: {'; '.join(faults[:5])}{more}"]
     if where:
         said.append(f"'{where}', which a wrapper or the file puts before their names, is taken away")
+    said += [cure for mark, cure in _WRAPPED_WEIGHTS.items() if any(mark.search(name) for name in inside)][:1]
     if content.note:
         said.append(f"the file {content.note}")
     return "; ".join(said)
@@ -143,6 +172,8 @@ def _misfit(module: nn.Module, content: checkpoints.Content, own: Names) -> str:
 def _other_classes(module: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
     """The fault that weights are of a network with other classes than the data."""
     name = f"{module.classifier_path}.weight" if isinstance(module, TappedNet) else ""
-    if name not in state or name not in own or len(state[name]) == len(own[name]):
+    if name not in state or name not in own or state[name].shape[1:] != own[name].shape[1:]:
+        return []
+    if len(state[name]) == len(own[name]):
         return []
     return [f"they tell {len(state[name])} classes apart, but the data has {len(own[name])}"]

@@ -18,9 +18,11 @@ from torch.func import functional_call
 
 from hksd.errors import UserError, nearest
 from hksd.models import outputs
+from hksd.models.faults import told
 from hksd.models.staged import shown
-from hksd.models.taps import Out, TappedNet, TapShapes
+from hksd.models.taps import Out, TappedNet, TapShapes, plain
 
+LOGITS, RETURNED = "?logits", "?returned"  # likewise: what a network gives, and what that stands in if not alone
 EMBEDDING = ""  # the path under which the classifier's input is recorded; no tap can have it
 _RECORD: ContextVar[dict[str, Any] | None] = ContextVar("hksd_taps", default=None)
 log = logging.getLogger(__name__)
@@ -136,9 +138,7 @@ class WrappedNet(TappedNet):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, C), the main output where there are more; nothing is recorded."""
-        if self.contiguous:  # `contiguous` would leave images of one channel alone, whose strides say channels_last
-            images = images.clone(memory_format=torch.contiguous_format)
-        logits: Tensor = outputs.main_output(self.network(images))
+        logits: Tensor = outputs.main_output(self.network(plain(images) if self.contiguous else images))
         return logits
 
     def _check_made(self, before: set[str]) -> None:
@@ -157,10 +157,16 @@ class WrappedNet(TappedNet):
         return f" ({', '.join(found[:3])}?)" if found else ""
 
     def _check_logits(self, shapes: dict[str, Any], classes: int, name: str) -> None:
-        logits, made, read = shapes["logits"], shapes.get(self.classifier_path), shapes.get(EMBEDDING)
+        logits, made, read = shapes[LOGITS], shapes.get(self.classifier_path), shapes.get(EMBEDDING)
         if not isinstance(logits, tuple) or len(logits) != 2:
             raise NetworkError(
                 "model", f"{name} gives {_say(logits)} for two images; it must return {outputs.ACCEPTED}"
+            )
+        if logits[1] != classes and RETURNED in shapes:
+            raise NetworkError(
+                "model",
+                f"{name} returns {shapes[RETURNED]}, of which what counts as logits is {logits} for two images, but "
+                f"the data has {classes} classes; it must return {outputs.ACCEPTED}",
             )
         if logits[1] != classes:
             raise NetworkError(
@@ -275,20 +281,27 @@ def _probe(network: nn.Module, images: tuple[int, int, int], name: str) -> dict[
 
     try:
         shapes = _record(on_meta)
-    except Exception as error:  # whatever a stranger's code cannot do without numbers
-        if own.type == "meta":
+    except (Exception, SystemExit) as error:  # whatever a stranger's code cannot do without numbers
+        if own.type == "meta" and isinstance(error, Exception):
             raise
         log.debug("%s does not run on the meta device: %s", name, error)
         try:
             with torch.random.fork_rng(devices=[]):
                 shapes = _record(lambda: network(torch.zeros(2, *images, device=own)))
-        except Exception as fault:
-            reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-            raise NetworkError("model", f"{name} cannot run on images {images}: {reason}") from fault
+        except (Exception, SystemExit) as fault:
+            raise NetworkError(
+                "model", f"{name} cannot run on images {images}: {told(fault)}{_half(network)}"
+            ) from fault
     finally:
         for module, mode in modes:
             module.training = mode
     return shapes
+
+
+def _half(network: nn.Module) -> str:
+    """The cure where it is in another precision than the images."""
+    kinds = {str(part.dtype).removeprefix("torch.") for part in network.parameters()} - {"float32"}
+    return f"; it has weights in {', '.join(sorted(kinds))}: let its factory return it with `.float()`" if kinds else ""
 
 
 def _places(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -314,8 +327,7 @@ def _record(run: Callable[[], Any]) -> dict[str, Any]:
         made = run()
     finally:
         _RECORD.reset(token)
-    logits = outputs.main_output(made)
+    found = {**record, LOGITS: outputs.main_output(made)} | ({} if isinstance(made, Tensor) else {RETURNED: made})
     return {
-        path: tuple(value.shape) if isinstance(value, Tensor) else outputs.say(value)
-        for path, value in {**record, "logits": logits}.items()
+        path: tuple(value.shape) if isinstance(value, Tensor) else outputs.say(value) for path, value in found.items()
     }

@@ -20,7 +20,7 @@ from hksd.config.run import RunConfig, canonical, content_hash
 from hksd.data import DataSet
 from hksd.errors import UserError
 from hksd.files import expanded, write_atomically
-from hksd.models import user, weights, zoo
+from hksd.models import checkpoints, user, weights, zoo
 from hksd.terms.squeeze import SqueezeConfig
 
 FORMAT = 1  # of the cached files; part of their key
@@ -75,8 +75,12 @@ def weights_id(settings: TeacherConfig) -> str | None:
 def _file_hash(path: str | None) -> str | None:
     if path is None:
         return None
+    file = expanded(path, "teacher.checkpoint")
     try:
-        return sha256_of(expanded(path, "teacher.checkpoint"))
+        checkpoints.check_is_file(file)
+        return sha256_of(file)
+    except UserError as error:
+        raise UserError(f"teacher.checkpoint: {error}") from error
     except OSError as error:
         raise UserError(f"teacher.checkpoint: {path}: {error.strerror}") from error
 

@@ -71,7 +71,7 @@ def look(
         )
     found = [] if right / count > FINE else repairs(network, settings, data, seen, known)
     known_before = max(right / count, 1 / len(data.classes))
-    helpful = [str(one) for one in found if far_more(one.accuracy, known_before, count)][:REPAIRS]
+    helpful = [str(one) for one in found if far_more(one.accuracy, known_before, one.count)][:REPAIRS]
     otherwise = _otherwise(network, data, known) if known else ""
     return {"tried": count, "chance": reason, "helpful": helpful, "otherwise": otherwise}
 

@@ -42,6 +42,7 @@ from hksd.teacher.repairs import Some, some_of
 from hksd.teacher.teacher import Teacher
 from hksd.terms.ce import CrossEntropyConfig
 
+FINGERPRINT = "data_fingerprint"  # in the header of a file of ours: images and split that it was trained on
 LOOKED = frozenset({"familiar", "tried"})  # what the facts of a loaded teacher tell since it is checked
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def prepare(
     cache_dir: Path | None = None,
     on_progress: Progress | None = None,
     refuse: bool = True,
+    quiet: bool = False,
 ) -> Teacher:
     """Make the teacher that `config` asks for, or take it from the cache.
 
@@ -62,6 +64,7 @@ def prepare(
         cache_dir: folder that keeps teachers by content; None keeps nothing.
         on_progress: called after every epoch of training.
         refuse: a loaded teacher that knows no more than chance is refused; otherwise that is a remark.
+        quiet: the caller tells the remarks; otherwise those of a teacher that is not from the cache are warnings.
 
     Raises:
         UserError: no teacher section; a checkpoint that cannot be read or does not fit; a teacher that gives
@@ -71,7 +74,7 @@ def prepare(
     settings = config.teacher
     if settings is None:
         raise UserError("teacher: this run has no teacher section")
-    return _Stage(config, settings, data, cache_dir, on_progress or (lambda *_: None)).teacher(refuse)
+    return _Stage(config, settings, data, cache_dir, on_progress or (lambda *_: None)).teacher(refuse, quiet)
 
 
 def look(config: RunConfig, data: DataSet) -> None:
@@ -110,7 +113,7 @@ class _Stage:
         self.key = key_of(config, settings, data)
         self.folder = cache_dir / self.key if cache_dir else None
 
-    def teacher(self, refuse: bool) -> Teacher:
+    def teacher(self, refuse: bool, quiet: bool) -> Teacher:
         """Make or load both parts and freeze them; see `prepare`."""
         known = LOOKED if self.settings.loaded else frozenset[str]()
         network, facts, cached = remembered(self.folder, "teacher", self._empty, self._network, known)
@@ -123,9 +126,8 @@ class _Stage:
                 "train it longer, take another, or lower the demand"
             )
         told = facts.get("familiar", False), self._judged(facts, refuse)
-        if not cached:
-            for remark in told[1]:
-                log.warning("%s", remark)
+        for remark in told[1] if not cached and not quiet else ():
+            log.warning("%s", remark)
         if self.spec is None:
             return Teacher(network, None, facts["accuracy"], (), self.key, cached, *told)
         spec = self.spec
@@ -151,6 +153,9 @@ class _Stage:
         if self.joint:
             network = self._jointly[0]
         elif not settings.loaded:
+            if user.is_user(settings.model):  # one that gives probabilities is refused before it is trained
+                with isolated(settings.seed, settings.threads, self.device):
+                    self._outputs(self._empty().to(self.device))
             trained = loop.run(
                 _training(self.config, settings),
                 self.data,
@@ -172,12 +177,13 @@ class _Stage:
             told = weights.load_into(network, expanded(settings.checkpoint, f"{settings.place}.checkpoint"))
         else:
             network.bare.load_state_dict(_published(settings, self.data))
+        _check_numbers(network, settings)
         network.to(self.device).eval()
         renamed, outputs = self._name_classes(network, told), self._outputs(network)
         known = Inputs(IMAGENET_MEAN, IMAGENET_STD) if settings.pretrained else trained_on(told)
         return network, {
             "accuracy": self._validate(network),
-            "familiar": told.get("data_fingerprint") != self.data.fingerprint,
+            "familiar": told.get(FINGERPRINT) != self.data.fingerprint,
             "renamed": renamed,
             **outputs,
             **check.look(network, settings, self.data, self._some, known),
@@ -259,6 +265,25 @@ def missing(config: RunConfig, data: DataSet, cache_dir: Path) -> dict[Path, str
     if spec is not None:
         parts[folder / f"{attention_name(spec, settings)}.json"] = "attention"
     return {file: part for file, part in parts.items() if not file.exists()}
+
+
+def _check_numbers(network: TappedNet, settings: TeacherConfig) -> None:
+    """Refuse weights of a training that had diverged; buffers may be infinite on purpose."""
+    for name, value in network.bare.named_parameters():
+        if not value.isfinite().all():
+            raise UserError(
+                f"{settings.place}.checkpoint: {settings.checkpoint}: '{name}' holds NaN or infinite numbers: its "
+                "training had diverged; take an earlier checkpoint"
+            )
+
+
+def familiar(config: RunConfig, data: DataSet) -> bool:
+    """Whether the teacher of a run is loaded, and may have been trained on the validation images (see `Teacher`)."""
+    settings = config.teacher
+    if settings is None or not settings.loaded:
+        return False
+    path = settings.checkpoint and expanded(settings.checkpoint, f"{settings.place}.checkpoint")
+    return (weights.header(path) if path else {}).get(FINGERPRINT) != data.fingerprint
 
 
 def _training(config: RunConfig, settings: TeacherConfig) -> RunConfig:

@@ -1,13 +1,14 @@
 """The usual mistakes about a teacher from elsewhere, undone one by one on a few hundred images.
 
-Another normalisation, pixels on 0..255, blue before red, another order of the classes, running statistics that were
-never gathered: each is tried, and what the teacher knows then is counted.
+Another normalisation, pixels on 0..255, blue before red, another size, another order of the classes, running statistics
+that were never gathered: each is tried, and what the teacher knows then is counted.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,14 +26,17 @@ from hksd.errors import some
 from hksd.models.taps import TappedNet
 from hksd.run.evaluate import accuracy
 from hksd.teacher.inputs import Inputs, OwnInputs, inputs_of
+from hksd.teacher.resized import mflops_of, resized, sizes_to_try
 
 TRIED, TRIED_LARGE, LARGE = 384, 96, 64  # images of a trial; fewer of those above so many pixels
+LEAST, BUDGET = 24, 4e5  # of a trial of another size: images, and MFLOPs, which are some ten seconds
 BATCH = 96
 RARE = 1e-3  # what chance does no oftener is no chance
 FAR = 0.1  # a repair gives far more when it gives so much more accuracy, and chance would not
 NORMAL, CHANNELS = "another normalisation", "teacher.channels"
 ORDERED = 0.5  # the least that another order has to give: some order suits the answers of an untrained network too
 LISTED = 20  # classes whose order a message shows
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,12 @@ class Some:
     Attributes:
         images: (N, channels, H, W), as everybody sees them.
         labels: (N,), int64.
+        of: number of images that these are a part of; 0 where they are all.
     """
 
     images: Tensor
     labels: Tensor
+    of: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,15 +61,19 @@ class Repair:
     Attributes:
         text: the repair, as it is to be set.
         accuracy: with it, on the images of the trial.
+        count: number of these images.
         changes: how many things it changes.
+        some: they are a part of the images that other repairs were tried on.
     """
 
     text: str
     accuracy: float
+    count: int
     changes: int = 1
+    some: bool = False
 
     def __str__(self) -> str:
-        return f"with {self.text} it has {self.accuracy:.2%}"
+        return f"with {self.text} it has {self.accuracy:.2%}{f' (of {self.count} of them)' if self.some else ''}"
 
 
 def some_of(data: DataSet, config: DataConfig, device: torch.device) -> Some:
@@ -99,16 +109,18 @@ def repairs(
     """What the repairs give on some images, the best one first; none that changes more things and gives no more."""
     now = inputs_of(settings, data)
     inner = network.network if isinstance(network, OwnInputs) else network
-    found: list[Repair] = []
-    for text, inputs in {"": now, **_candidates(now, data, known)}.items():
-        given = answers(OwnInputs(inner, inputs, data).to(seen.images.device), seen.images)
-        plain, changes = accuracy(given, seen.labels), bool(text) + (", " + CHANNELS in text)
-        if text:
-            found.append(Repair(text, plain, changes))
-        moved, order = reordered(given.argmax(1).numpy(), seen.labels.numpy(), len(data.classes))
-        if moved > ORDERED and far_more(moved, plain, len(seen.labels)):
-            words = f"{text + ' and ' if text else ''}{_order(order, data.classes)}"
-            found.append(Repair(words, moved, changes + 1))
+    ways = {"": now, **_candidates(now, data, known)}
+    tried = {text: _tried(inner, text, inputs, seen, data) for text, inputs in ways.items()}
+    found = [one for ones in tried.values() for one in ones]
+    likely = max(tried, key=lambda text: tried[text][0].accuracy)
+    for size in sizes_to_try(now, known, data):
+        if (other := resized(inner, settings, data, size)) is not None:
+            affordable = max(LEAST, int(BUDGET / max(1.0, mflops_of(settings, data, size))))
+            few = _fewer(seen, min(affordable, TRIED if size <= LARGE else TRIED_LARGE))
+            for text in dict.fromkeys(("", likely)):
+                words = f"{text}{' and ' if text else ''}another size, teacher.image_size: {size}"
+                found += _tried(other, words, dataclasses.replace(ways[text], size=size), few, data)
+    found = [one for one in found if one.text]
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
         mixed = torch.randperm(len(seen.labels), generator=torch.Generator().manual_seed(0))
         given = answers(_with_batch_statistics(network), seen.images[mixed.to(seen.images.device)])
@@ -117,11 +129,41 @@ def repairs(
                 "the statistics of each batch in its batch norms (train mode; save running means and variances of "
                 "its training images with its weights)",
                 accuracy(given, seen.labels[mixed]),
+                len(mixed),
             )
         )
     found.sort(key=lambda one: (-one.accuracy, one.changes))
     best = found[0] if found else None
     return [one for one in found if best and one.changes <= best.changes and one.accuracy > best.accuracy - FAR]
+
+
+def _tried(network: TappedNet, text: str, inputs: Inputs, seen: Some, data: DataSet) -> list[Repair]:
+    """What a network gives that sees its images so; and with its classes in another order, where that gives far more.
+
+    Nothing where it does not take them.
+    """
+    shown = dataclasses.replace(inputs, size=None if inputs.size == data.image_size else inputs.size)
+    try:
+        given = answers(OwnInputs(network, shown, data).to(seen.images.device), seen.images)
+    except Exception as error:  # a stranger's network, with images of a size that it was not tried on
+        if inputs.size is None:
+            raise
+        log.debug("%s: %s", text, error)
+        return []
+    plain, changes = accuracy(given, seen.labels), text.count(" and ") + bool(text) + (", " + CHANNELS in text)
+    part, count = len(seen.labels) < seen.of, len(seen.labels)
+    found = [Repair(text, plain, count, changes, part)]
+    moved, order = reordered(given.argmax(1).numpy(), seen.labels.numpy(), len(data.classes))
+    if moved > ORDERED and far_more(moved, plain, count):
+        words = f"{text + ' and ' if text else ''}{_order(order, data.classes)}"
+        found.append(Repair(words, moved, count, changes + 1, part))
+    return found
+
+
+def _fewer(seen: Some, count: int) -> Some:
+    """At most `count` of some images, evenly from all."""
+    rows = torch.linspace(0, len(seen.labels) - 1, min(count, len(seen.labels))).round().long()
+    return Some(seen.images[rows.to(seen.images.device)], seen.labels[rows], len(seen.labels))
 
 
 def _candidates(now: Inputs, data: DataSet, known: Inputs | None) -> dict[str, Inputs]:
@@ -139,6 +181,7 @@ def _candidates(now: Inputs, data: DataSet, known: Inputs | None) -> dict[str, I
         caffe = Inputs(IMAGENET_MEAN, byte)
         ways[f"pixels on 0..255 less ImageNet's mean ({keys_of(caffe)})"] = caffe
     if known is not None and len(known.mean) == count:
+        known = dataclasses.replace(known, size=None if known.size == data.image_size else known.size)
         ways[f"what its file says ({keys_of(known)})"] = known
     ways = {text: dataclasses.replace(way, size=way.size or now.size) for text, way in ways.items()}
     if count == 3:
@@ -164,9 +207,10 @@ def _as(way: Inputs, bgr: bool) -> Inputs:
 
 
 def keys_of(inputs: Inputs) -> str:
-    """Mean and standard deviation as they are to be set."""
+    """Mean and standard deviation, and a size if it wants one, as they are to be set."""
+    size = f", teacher.image_size: {inputs.size}" if inputs.size else ""
     mean, std = (", ".join(f"{value:.6g}" for value in part) for part in (inputs.mean, inputs.std))
-    return f"teacher.mean: [{mean}], teacher.std: [{std}]"
+    return f"teacher.mean: [{mean}], teacher.std: [{std}]{size}"
 
 
 def _with_batch_statistics(network: TappedNet) -> TappedNet:

@@ -29,7 +29,11 @@ def with_teacher(published: Iterable[RunConfig], middle: RunConfig) -> list[RunC
 def make_teacher(
     runs: Iterable[RunConfig], data: DataSet, cache_dir: Path, on_progress: Progress
 ) -> tuple[Teacher, float]:
-    """Make the teachers of runs; returns the last one, and the seconds that all took (0 where all were cached)."""
+    """Make the teachers of runs, whose remarks the caller tells.
+
+    Returns:
+        The last one, with the remarks on all, and the seconds that all took (0 where all were cached).
+    """
     begun, trained = time.monotonic(), False
 
     def progress(what: str, epoch: int, epochs: int, accuracy: float) -> None:
@@ -37,8 +41,9 @@ def make_teacher(
         trained = True
         on_progress(what, epoch, epochs, accuracy)
 
-    made = [teachers.prepare(run, data, cache_dir=cache_dir, on_progress=progress) for run in runs]
-    return replace(made[-1], cached=not trained), time.monotonic() - begun if trained else 0.0
+    made = [teachers.prepare(run, data, cache_dir=cache_dir, on_progress=progress, quiet=True) for run in runs]
+    remarks = tuple(dict.fromkeys(remark for one in made for remark in one.remarks))
+    return replace(made[-1], cached=not trained, remarks=remarks), time.monotonic() - begun if trained else 0.0
 
 
 class Teaching:

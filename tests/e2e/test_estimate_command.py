@@ -38,8 +38,8 @@ def test_an_estimate_says_time_memory_and_money_and_keeps_no_teacher(
     [
         (["quickstart", "--price", "0"], "search.price"),
         (["quickstrt"], "did you mean 'quickstart'"),
-        (["quickstart", "--set", "search.limits.params=5"], "search.limits: no student of this space is within"),
-        (["quickstart", "--set", "search.resources.cpu=64"], "search.resources: a trial wants 64 CPU(s)"),
+        (["quickstart", "--set", "search.limits.params=5"], ": no student of this space is within"),
+        (["quickstart", "--set", "search.resources.cpu=64"], ": a trial wants 64 CPU(s)"),
         (["cifar10", "--set", "data.root=nowhere"], "nowhere"),
     ],
 )

@@ -28,6 +28,7 @@ from hksd_search.study.records import Record, trial_folder
 
 Make = Callable[..., Any]
 NETWORK = """
+import torch
 from torch import nn
 
 class Net(nn.Module):
@@ -45,6 +46,14 @@ class Net(nn.Module):
 
 class Early(Net):
     early = True
+
+class NoOnnx(Net):
+    def forward(self, x):
+        out = super().forward(x)
+        return out + torch.special.bessel_j0(out.detach().float())
+
+def no_onnx(num_classes, in_channels, width=1.0):
+    return NoOnnx(num_classes, in_channels, width)
 
 def fine(num_classes, in_channels, width=1.0):
     return Net(num_classes, in_channels, width)
@@ -88,7 +97,21 @@ def test_a_search_of_what_cannot_be_exported_ends_before_it_begins(
 ) -> None:
     tree = json.loads(json.dumps(student).replace("{m}", module))
     space = write_space(tmp_path / "space.yaml", terms={"squeeze": {"weight": 0}}, student={"width": 1.0, **tree})
-    with pytest.raises(UserError, match=rf"^student\.model: {module}:early\w* cannot be exported.*\(line 13 of"):
+    with pytest.raises(UserError, match=rf"^student\.model: {module}:early\w* cannot be exported.*\(line 14 of"):
+        looked(space)
+    assert not (tmp_path / "runs" / "x").exists()
+
+
+def test_one_that_onnx_cannot_say_is_refused_before_the_teacher_where_latency_is_asked_for(
+    module: str, write_space: Make, tmp_path: Path
+) -> None:
+    student = {"model": f"{module}:no_onnx", "width": {"uniform": [0.5, 2.0]}}
+    parts = {"terms": {"squeeze": {"weight": 0}}, "student": student}
+    looked(write_space(tmp_path / "space.yaml", **parts))
+    space = write_space(tmp_path / "space.yaml", **parts, search={"minimize": ["latency_ms"]})
+    with pytest.raises(
+        UserError, match=rf"^student\.model: {module}:no_onnx cannot be written as ONNX.*leave latency_ms"
+    ):
         looked(space)
     assert not (tmp_path / "runs" / "x").exists()
 

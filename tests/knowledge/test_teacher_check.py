@@ -26,7 +26,7 @@ from hksd.models import weights
 from hksd.models.classes import order_of
 from hksd.run.evaluate import kind_of
 from hksd.teacher.check import at_most
-from hksd.teacher.prepare import prepare
+from hksd.teacher.prepare import familiar, prepare
 from hksd.teacher.repairs import at_least, reordered
 from hksd_search.export import as_trained, load_student
 
@@ -52,6 +52,10 @@ class Shades(nn.Module):
             self.head.bias.copy_(-sure * goals**2)
 
     def forward(self, x):
+        if self.kind == "of one size" and x.shape[-1] != 4:
+            raise ValueError("another size")
+        if self.kind == "of 32 pixels" and x.shape[-1] != 32:
+            x = x.flip(2) * 0
         out = self.head(self.norm(self.pool(x)))
         if self.kind == "eval probabilities":
             return out if self.training else out.softmax(1)
@@ -62,6 +66,8 @@ def logits(classes, in_channels): return Shades(classes, in_channels)
 def probabilities(classes, in_channels): return Shades(classes, in_channels, "probabilities")
 def eval_probabilities(classes, in_channels): return Shades(classes, in_channels, "eval probabilities")
 def log(classes, in_channels): return Shades(classes, in_channels, "log")
+def of_one_size(classes, in_channels): return Shades(classes, in_channels, "of one size")
+def of_32_pixels(classes, in_channels): return Shades(classes, in_channels, "of 32 pixels")
 def sigmoid(classes, in_channels): return Shades(classes, in_channels, "sigmoid", 10.0)
 """
 
@@ -137,10 +143,11 @@ def never_gathered(network: Any) -> None:
         ({}, "another normalisation, teacher.preprocess: none it has 100.00%"),
         ({"preprocess": "imagenet"}, "another normalisation, teacher.preprocess: none it has 100.00%"),
         ({"preprocess": "none", "change": reorder(shuffled())}, "teacher.classes: [shade"),
+        ({"preprocess": "none", "kind": "of_32_pixels"}, "with another size, teacher.image_size: 32 it has 100.00%"),
         ({"change": reorder(shuffled())}, "teacher.preprocess: none and its classes in another order"),
         ({"preprocess": "none", "change": never_gathered}, "(train mode; save running means"),
     ],
-    ids=["scale", "another scale", "order", "scale and order", "running statistics"],
+    ids=["scale", "another scale", "order", "size", "scale and order", "running statistics"],
 )
 def test_one_that_is_taken_wrongly_is_told_with_the_repair_that_mends_it(
     teacher: dict[str, Any], cure: str, run: Make, shades: DataSet, caplog: pytest.LogCaptureFixture, tmp_path: Path
@@ -167,6 +174,51 @@ def test_the_order_that_it_names_mends_it(run: Make, shades: DataSet, caplog: py
     mended = prepare(run(change=change, preprocess="none", expected_accuracy=0.9, classes=order), shades)
     assert mended.accuracy == 1
     assert "teacher.classes: the same classes as those of the data, in another order" in caplog.text
+
+
+def test_the_size_that_it_names_mends_it_and_one_that_takes_no_other_is_not_tried(run: Make, shades: DataSet) -> None:
+    keys = {"preprocess": "none", "expected_accuracy": 0.9}
+    with pytest.raises(UserError, match=r"teacher\.image_size: 32 it has"):
+        prepare(run("of_32_pixels", **keys), shades)
+    assert prepare(run("of_32_pixels", image_size=32, **keys), shades).accuracy == 1
+    said = "".join(prepare(run("of_one_size"), shades).remarks)
+    assert "another normalisation, teacher.preprocess: none it has" in said
+    assert "teacher.image_size" not in said
+
+
+def test_one_that_gives_probabilities_is_refused_before_it_is_trained(
+    module: str, make_config: Make, shades: DataSet
+) -> None:
+    keys = {"model": f"{module}:eval_probabilities", "width": 1, "epochs": 3}
+    epochs: list[int] = []
+    with pytest.raises(UserError, match="gives probabilities"):
+        prepare(make_config(terms={"kd": {}}, teacher=keys), shades, on_progress=lambda _, at, *__: epochs.append(at))
+    assert epochs == []
+
+
+def test_weights_of_a_training_that_diverged_are_told_as_such(run: Make, shades: DataSet) -> None:
+    def diverge(network: Any) -> None:
+        network.head.bias.data[3] = float("nan")
+
+    with pytest.raises(UserError, match=r"^teacher\.checkpoint: .*'head\.bias' holds NaN or infinite numbers"):
+        prepare(run(change=diverge), shades)
+
+
+def test_a_checkpoint_that_is_no_plain_file_is_told_before_it_is_read(
+    run: Make, shades: DataSet, tmp_path: Path
+) -> None:
+    for path, said in ((tmp_path, "a folder"), (Path("/dev/zero"), "a device"), (tmp_path / "no.pt", "No such file")):
+        with pytest.raises(UserError, match=rf"^teacher\.checkpoint: .*{said}"):
+            prepare(replace(config := run(), teacher=replace(config.teacher, checkpoint=str(path))), shades)
+
+
+def test_remarks_are_left_to_a_caller_that_tells_them(
+    run: Make, shades: DataSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = run(expected_accuracy=0)
+    assert prepare(config, shades, quiet=True).remarks
+    assert caplog.text == ""
+    assert list(prepare(config, shades).remarks) == caplog.messages
 
 
 def test_one_that_is_good_is_left_in_peace(run: Make, shades: DataSet, caplog: pytest.LogCaptureFixture) -> None:
@@ -381,7 +433,10 @@ def test_an_accuracy_is_familiar_unless_the_file_tells_the_same_split(
     caplog.set_level(logging.WARNING)
     assert prepare(run(preprocess="none"), shades).familiar
     header = {"data_fingerprint": shades.fingerprint, "mean": "[0, 0, 0]", "std": "[1, 1, 1]", "image_size": "4"}
-    assert not prepare(run(preprocess="none", header=header), shades).familiar
+    known = run(preprocess="none", header=header)
+    assert not prepare(known, shades).familiar
+    assert not familiar(known, shades)
+    assert familiar(known, replace(shades, fingerprint="others"))
     assert caplog.text == ""
     bright = {**header, "mean": "[0.2, 0.2, 0.2]"}
     assert "trained on images of another normalisation; set teacher.mean: [0.2" in "".join(

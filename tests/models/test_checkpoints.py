@@ -103,6 +103,8 @@ FORMS: dict[str, Any] = {
         "classes": frozenset({1}),
     },
     "a defaultdict around": collections.defaultdict(dict, {"model": STATE}),
+    "eight deep": {"a": {"b": {"c": {"d": {"e": {"f": {"g": STATE}}}}}}},
+    "counted by thop": {**STATE, "total_ops": torch.zeros(1), "stages.0.0.conv1.total_params": torch.zeros(1)},
     "a criterion beside": {"model": STATE, "criterion": nn.CrossEntropyLoss()},
 }
 
@@ -150,6 +152,17 @@ SEVERAL: dict[str, tuple[Any, State, str]] = {
         "'state_dict.model' are taken; left out: 'state_dict.criterion' (1), 'state_dict.train_acc' (1)",
     ),
     "losses at the network's level": ({**STATE, "loss_fn.weight": torch.ones(10)}, STATE, "left out: 'loss_fn' (1)"),
+    "heads that helped the training": (
+        {
+            **STATE,
+            "fc_aux.weight": torch.ones(10),
+            "aux_head.0.weight": torch.ones(2),
+            "projector.0.bias": torch.ones(3),
+        },
+        STATE,
+        "the top are taken; left out: 'fc_aux' (1), 'aux_head' (1), 'projector' (1)",
+    ),
+    "numbers beside": ({**STATE, "epoch": torch.tensor(3)}, STATE, "left out: 'epoch' (1)"),
     "an average beside": (
         {**behind("ema_model.module.", EMA), **behind("model.")},
         STATE,
@@ -161,7 +174,7 @@ SEVERAL: dict[str, tuple[Any, State, str]] = {
         {"model": {**behind("module.teacher.", EMA), **behind("module.student."), "module.head.w": torch.ones(2)}},
         STATE,
         "'model.module.student' are taken; those under 'model.module.teacher' fit as well; "
-        "left out: 'model.module.head' (1)",
+        "left out: 'model.module.head' (1); to use others, save them alone",
     ),
     "a class of the author's": ({"model": STATE, "cfg": Settings(), "kind": Kind.ONE}, STATE, "Settings"),
     "a dict of the author's": ({"model": STATE, "cfg": Filled(a=1), "n": np.float64(1)}, STATE, "Filled"),
@@ -234,6 +247,38 @@ def cut_old(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:700])
 
 
+def turned_bits(path: Path) -> None:
+    """What a bad disk or a broken transfer leaves: the right length, other numbers."""
+    torch.save(STATE, path)
+    with zipfile.ZipFile(path) as file:
+        entry = max(file.infolist(), key=lambda one: one.file_size)
+    content = bytearray(path.read_bytes())
+    content[entry.header_offset + entry.file_size // 2 + 128] ^= 0xFF
+    path.write_bytes(content)
+
+
+def shards(path: Path) -> None:
+    path.mkdir()
+    for number in (1, 2):
+        (path / f"model-0000{number}-of-00002.safetensors").touch()
+
+
+def distributed(path: Path) -> None:
+    path.mkdir()
+    for name in (".metadata", "__0_0.distcp"):
+        (path / name).touch()
+
+
+def changed(**values: Tensor) -> State:
+    return {**STATE, **{name.replace("__", "."): value for name, value in values.items()}}
+
+
+def weight_normed() -> State:
+    other = network(1)
+    nn.utils.parametrizations.weight_norm(other.classifier)
+    return other.state_dict()
+
+
 def plain_pickle(path: Path) -> None:
     path.write_bytes(pickle.dumps({"a": 1}))
 
@@ -262,6 +307,28 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"CifarResNet under \['model'\].*{CURE}\['model'\]\.state_dict\(\)",
     ),
     "another protocol": (lambda p: torch.save({"a": np.float64(1)}, p, pickle_protocol=4), rf"protocol 4.*{CURE}"),
+    "a network of DDP": (
+        lambda p: torch.save({"net": nn.DataParallel(REFERENCE)}, p),
+        rf"DataParallel under \['net'\].*{CURE}\['net'\]",
+    ),
+    "turned bits": (turned_bits, "does not have its checksum"),
+    "shards": (shards, r"weights in several files; put them together: `import glob, safetensors\.torch"),
+    "a distributed checkpoint": (distributed, r"torch\.distributed\.checkpoint; .*dcp_to_torch_save"),
+    "a pipe": (lambda p: os.mkfifo(p), "a pipe or a device"),
+    "a web page with a mark": (lambda p: write(p, b"\xef\xbb\xbf<html>"), "a web page"),
+    "arrays": (
+        lambda p: torch.save({n: v.numpy() for n, v in STATE.items()}, p),
+        r"arrays of numpy.*torch\.from_numpy",
+    ),
+    "whole numbers": (
+        lambda p: torch.save(changed(classifier__weight=STATE["classifier.weight"].char()), p),
+        "is torch.int8, .*a scale",
+    ),
+    "another rank": (
+        lambda p: torch.save(changed(classifier__weight=STATE["classifier.weight"][None]), p),
+        r"is \(1, 10, 16\)",
+    ),
+    "under weight_norm": (lambda p: torch.save(weight_normed(), p), "remove_parametrizations"),
     "a folder": (lambda p: p.mkdir(), "a folder; name the file of weights in it"),
     "no numbers": (lambda p: torch.save(meta(), p), "has no numbers"),
     "a command": (lambda p: torch.save({"model": STATE, "x": Trap(os.mkdir, "sprung")}, p), r"a call of \w+\.mkdir"),
@@ -283,6 +350,37 @@ def test_every_other_file_is_told_by_what_it_is(name: str, tmp_path: Path, monke
     assert str(told.value).startswith(f"{tmp_path / 'x.pt'}: ")
     assert "\n" not in str(told.value)
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+@pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
+def test_a_network_that_is_wrapped_itself_takes_weights_of_a_bare_one(
+    wrap: Callable[[nn.Module], nn.Module], prefix: str, tmp_path: Path
+) -> None:
+    into = wrap(network())
+    torch.save(behind(prefix), tmp_path / "x.pt")
+    weights.load_into(into, tmp_path / "x.pt")
+    assert same(
+        {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in into.state_dict().items()},
+        STATE,
+    )
+
+
+def test_checksums_that_were_not_written_are_not_missed(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(STATE, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert same(loaded(tmp_path / "x.pt"), STATE)
+
+
+def test_one_file_that_is_called_a_set_of_one_is_read_and_a_part_of_two_is_not(tmp_path: Path) -> None:
+    for name in ("model-00001-of-00001.bin", "model-00001-of-00002.bin"):
+        torch.save(STATE, tmp_path / name)
+    assert same(loaded(tmp_path / "model-00001-of-00001.bin"), STATE)
+    with pytest.raises(UserError, match=r"one of several files .*torch\.load\(f"):
+        loaded(tmp_path / "model-00001-of-00002.bin")
 
 
 def test_nothing_of_a_foreign_class_is_imported_or_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

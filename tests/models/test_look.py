@@ -212,6 +212,39 @@ class Numpy(Plain):
     def forward(self, x):
         return self.head(x) + torch.from_numpy(x.detach().numpy()).mean()
 
+class ExitsAtOnce(Plain):
+    def forward(self, x):
+        raise SystemExit(0)
+
+class FeaturesFirst(Plain):
+    def forward(self, x):
+        return self.vector(x), self.head(x)
+
+class Unlisted(Plain):
+    def __init__(self, classes, in_channels):
+        super().__init__(classes, in_channels)
+        self.more = [nn.Linear(4, 4)]
+
+    def forward(self, x):
+        return self.fc(self.more[0](self.vector(x)))
+
+class Unsaved(Plain):
+    def state_dict(self, *args, **kwargs):
+        return {}
+
+def half(classes, in_channels):
+    return Plain(classes, in_channels).half()
+
+def on_meta(classes, in_channels):
+    with torch.device("meta"):
+        return Plain(classes, in_channels)
+
+def scripted(classes, in_channels):
+    return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(4, classes)))
+
+def fails(classes, in_channels):
+    raise RuntimeError("first line\\nsecond line")
+
 class Tapped(TappedNet):
     def __init__(self, in_channels, classes):
         super().__init__()
@@ -317,8 +350,15 @@ FAULTS = {
     "Overwrites": "changes the images that it is given",
     "InPlace": "fails on 2 images backwards, in training mode: .*inplace operation",
     "Leaves": r"fails on 2 images in training mode: SystemExit: not in training \(line \d+",
+    "ExitsAtOnce": r"cannot run on images \(.*\): SystemExit: 0 \(line \d+",
+    "FeaturesFirst": r"returns a tuple of 2, of which what counts as logits is \(2, 4\) .* \d+ classes; it must",
+    "Unlisted": r"computes with 2 weights that it does not show in `parameters\(\)`, .*nn\.ModuleList",
+    "Unsaved": r"leaves unused, body\.0\.weight, body\.0\.bias out of its `state_dict\(\)`",
+    "half": r"cannot run on images .*it has weights in float16: let its factory return it with `\.float\(\)`",
+    "on_meta": r"returns weights without numbers \(made on the meta device\)",
+    "scripted": "returns a TorchScript program, whose layers cannot be reached",
+    "fails": r"failed: RuntimeError: first line \(line \d+ of",
     "Unnamed": r"gives a dict with a, b for 2 images in training mode, .*under the name `logits` or `out`",
-    "Tapped": "fails on 3 images in eval mode: view .* use `reshape` or `flatten` in place of `view`",
 }
 
 

@@ -286,6 +286,7 @@ def test_the_command_line_finds_the_module_in_the_working_directory_and_ends_wit
     )
     good, bad = errors.split("exit code 0\n")
     assert "error" not in good
-    assert f"error: student.taps: {module}:fixed has no module 'frist'; did you mean 'first'" in bad
+    place = "error: run.yaml: student.taps (--set): "
+    assert f"{place}{module}:fixed has no module 'frist'; did you mean 'first'" in bad
     assert bad.endswith("exit code 2\n")
     assert "Traceback" not in errors

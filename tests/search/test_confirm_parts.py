@@ -15,9 +15,11 @@ from hksd import data as datasets
 from hksd.config.run import dump, from_tree
 from hksd.data.settings import DataConfig
 from hksd.errors import DataError
+from hksd.teacher.teacher import FAMILIAR
 from hksd_search.backend.stop_file import STOP_FILE
 from hksd_search.backend.trial import FAULT_FILE, Workplace
 from hksd_search.confirm.contenders import Contender, Run, runs_of
+from hksd_search.confirm.files import loaded
 from hksd_search.confirm.retrain import Job, work
 from hksd_search.study import openings
 from hksd_search.study.records import Record
@@ -100,3 +102,8 @@ def test_openings_of_a_search_are_counted_wherever_they_were_recorded(tmp_path: 
     openings.note(tmp_path, "hksd confirm", ["teacher"])
     openings.note(tmp_path / "export", "hksd evaluate", ["export"])
     assert openings.count(tmp_path) == 2
+
+
+def test_that_a_loaded_teacher_may_know_the_validation_images_is_told() -> None:
+    assert FAMILIAR in "".join(loaded({"teacher": {"familiar": True}}))
+    assert loaded({"teacher": {}}) == []

@@ -14,6 +14,7 @@ from hksd import data as datasets
 from hksd.data.augment import Batches
 from hksd.errors import RunError, UserError
 from hksd.teacher import prepare as teachers
+from hksd.teacher.teacher import FAMILIAR
 from hksd_search.backend.packing import trials_at_once
 from hksd_search.commands.estimate import lines
 from hksd_search.estimate import dry_run
@@ -94,6 +95,7 @@ def made_up(**changes: Any) -> Estimate:
         "missing": ("teacher", "attention", "attention"), "knowledge_seconds": 4.0, "trial_seconds": span,
         "expected_epochs": 4.2, "epochs": 6, "wall_hours": span.times(1 / 60), "device_hours": Span(1.0, 1.5, 2.5),
         "cost": None, "price": None, "peak_bytes": 2**30, "gpu_bytes": 0, "measured": 16, "workers": 2, "seconds": 50.0,
+        "familiar": False,
     }  # fmt: skip
     return Estimate(**facts | changes)
 
@@ -115,6 +117,13 @@ def test_money_and_caps_that_end_the_search_early_are_said() -> None:
     assert "search.max_device_hours = 0.75 ends it early, at about 50%" in "\n".join(lines(found, 0.75, None))
     assert "search.max_cost = 1 ends it early, at about 33%" in "\n".join(lines(found, None, 1.0))
     assert "early" not in "\n".join(lines(found, 1.6, 3.1))
+
+
+def test_that_a_loaded_teacher_may_know_the_validation_images_is_said_once() -> None:
+    told = [line for line in lines(made_up(familiar=True), None, None) if FAMILIAR in line]
+    assert len(told) == 1
+    assert "search.max_drop" in told[0]
+    assert FAMILIAR not in "\n".join(lines(made_up(), None, None))
 
 
 def test_runs_that_fail_are_left_out_and_named_when_none_is_left() -> None:

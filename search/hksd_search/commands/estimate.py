@@ -54,7 +54,8 @@ def estimate(
     def say(text: str) -> None:
         output.console.print(text, highlight=False, markup=False)
 
-    found = measure(parsed, machine, runs=runs, say=say)
+    with spaces.document(space, [*(overrides or []), *changed]).placing():
+        found = measure(parsed, machine, runs=runs, say=say)
 
     def show(console: Console) -> None:
         for line in lines(found, parsed.search.max_device_hours, parsed.search.max_cost):
@@ -78,6 +79,8 @@ def between(span: Span, show: Any) -> str:
 
 def lines(found: Estimate, max_device_hours: float | None, max_cost: float | None) -> list[str]:
     """An estimate for people: likely values, low and high ones in brackets."""
+    from hksd.teacher.teacher import FAMILIAR
+
     kinds = {"teacher": "the teacher", "attention": "attention estimators"}
     parts = " and ".join(kinds[part] for part in dict.fromkeys(found.missing))
     stage = f"{duration(found.teacher_seconds)}, training {parts}" if found.missing else "cached"
@@ -108,5 +111,7 @@ def lines(found: Estimate, max_device_hours: float | None, max_cost: float | Non
         )
         if cap is not None and likely > cap
     ]
+    if found.familiar:
+        said.append(f"warning: the teacher is loaded: {FAMILIAR}; search.max_drop counts from that accuracy")
     said.append(f"measured in {duration(found.seconds)}: some steps of {found.measured} runs, {found.workers} at once")
     return said

@@ -66,6 +66,7 @@ def search(
     """Search, log every trial in MLflow, export the best student."""
     from hksd_search import console, run, session
     from hksd_search.export import files_in
+    from hksd_search.space import space as spaces
     from hksd_search.tracking import access
     from hksd_search.tracking import address as addresses
 
@@ -90,19 +91,20 @@ def search(
     parsed = parsed.with_trials(trials)
     display = console.Display(output.console, parsed.search.trials)
     try:
-        outcome = run.search(
-            parsed,
-            name=name,
-            runs=runs,
-            display=display,
-            resume=going_on,
-            address=address,
-            tracking_uri=tracking_uri,
-            move_tracking=move_tracking,
-            tracking_later=tracking_later,
-            warm=list(dict.fromkeys(warm_start or [])),
-            restart=["--json"] if as_json else [],
-        )
+        with spaces.document(parsed.source, changes).placing():
+            outcome = run.search(
+                parsed,
+                name=name,
+                runs=runs,
+                display=display,
+                resume=going_on,
+                address=address,
+                tracking_uri=tracking_uri,
+                move_tracking=move_tracking,
+                tracking_later=tracking_later,
+                warm=list(dict.fromkeys(warm_start or [])),
+                restart=["--json"] if as_json else [],
+            )
     finally:
         display.close()
 

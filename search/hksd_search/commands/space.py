@@ -77,10 +77,9 @@ def _look(space: Space, count: int, name: str, overrides: list[str]) -> _Seen:
     """
     from hksd import data as datasets
     from hksd.config.run import config_hash
-    from hksd.errors import Problem, UserError
+    from hksd.errors import UserError
     from hksd.models import NetworkError
     from hksd.models.user import is_user
-    from hksd.yaml import read_yaml
     from hksd_search.space import grid
     from hksd_search.space import space as spaces
     from hksd_search.space.preview import check_knowledge, random_draws
@@ -99,10 +98,10 @@ def _look(space: Space, count: int, name: str, overrides: list[str]) -> _Seen:
         share = sum(not within(space.search.limits, size) for size in sizes) / count
         seen = replace(seen, sizes=sizes, share=share, largest=largest, knowledge=_knowledge(drawn, sizes, shape))
     except UserError as error:
-        networks = (draw.student.model for draw in drawn)
+        networks = {part.model for draw in drawn for part in (draw.student, draw.teacher) if part is not None}
         if isinstance(error, NetworkError) and any(map(is_user, networks)):
-            document = read_yaml(spaces.find(name)).changed(overrides)
-            raise document.error([Problem(tuple(error.key.split(".")), error.text)]) from error
+            with spaces.document(name, overrides).placing():
+                raise
         seen = replace(seen, problem=str(error))
     if shape:
         check_knowledge(space, shape)

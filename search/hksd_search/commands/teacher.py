@@ -25,12 +25,12 @@ def teacher(
 ) -> None:
     """Train or load the teacher; report accuracy, parameters, FLOPs; build what it knows of the images."""
     from hksd import data as datasets
+    from hksd import models
     from hksd.config.run import load
     from hksd.errors import UserError
     from hksd.models.size import size_of
     from hksd.teacher import prepare as teachers
     from hksd.teacher.teacher import FAMILIAR
-    from hksd.yaml import read_yaml
     from hksd_search.console import Display, percent
     from hksd_search.session import IMAGES, TEACHERS
     from hksd_search.space import space as spaces
@@ -38,18 +38,24 @@ def teacher(
 
     output, changes = Output(as_json), overrides or []
     path = spaces.find(name)
-    is_space = "search" in read_yaml(path).tree
-    config = spaces.load(name, changes).middle({}) if is_space else load(path, changes)
+    document = spaces.document(name, changes)
+    space = spaces.load(name, changes) if "search" in document.tree else None
+    config = space.middle({}) if space else load(path, changes)
     if config.teacher is None:
         raise UserError(f"{path}: this run has no teacher section")
-    data = datasets.load(config.data, runs / IMAGES)
+    with document.placing():
+        data = datasets.load(config.data, runs / IMAGES)
+        for student in spaces.own_students(space, config):  # their faults come before the teacher's long training
+            models.sketch(student.spec(), **data.image_shape)
     display = Display(output.console, 0)
     try:
-        made = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher, refuse=False)
-        teaching = Teaching(config, data, made, runs / TEACHERS) if config.terms.teacher_needs else None
-        if teaching is not None:
-            display.line(str(teaching))
-            built = teaching.build(display, views)
+        with document.placing():
+            how: dict[str, Any] = {"cache_dir": runs / TEACHERS, "on_progress": display.teacher}
+            made = teachers.prepare(config, data, **how, refuse=False, quiet=True)
+            teaching = Teaching(config, data, made, runs / TEACHERS) if config.terms.teacher_needs else None
+            if teaching is not None:
+                display.line(str(teaching))
+                built = teaching.build(display, views)
     finally:
         display.close()
     size = size_of(config.teacher.spec(), **data.image_shape)
@@ -74,7 +80,7 @@ def teacher(
             f"{', from the cache' if made.cached else ''}{f'; {FAMILIAR}' if made.familiar else ''}",
             highlight=False,
         )
-        for remark in made.remarks if made.cached else ():  # else it was told while it was made
+        for remark in made.remarks:
             console.print(f"warning: {remark}", highlight=False, markup=False, soft_wrap=True)
         for level, accuracy in enumerate(made.attention_accuracy, 1):
             console.print(f"squeezed vectors of level {level}: {percent(accuracy)} with a linear head", highlight=False)

@@ -47,9 +47,11 @@ def train(
     output = Output(as_json)
     changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
     config = load(spaces.find(name), changes)
-    data = datasets.load(config.data, runs / IMAGES)
-    verify(config, **data.image_shape)  # before the teacher, whose training may take long
-    training.look(config, data)
+    document = spaces.document(name, changes)
+    with document.placing():
+        data = datasets.load(config.data, runs / IMAGES)
+        verify(config, **data.image_shape)  # before the teacher, whose training may take long
+        training.look(config, data)
     display = Display(output.console, 1)
 
     def on_epoch(report: EpochReport) -> None:
@@ -64,14 +66,15 @@ def train(
 
     teacher = None
     try:
-        with stoppable(on_stop) as stop:
+        with document.placing(), stoppable(on_stop) as stop:
             if config.terms.teacher_needs:
-                teacher = teachers.prepare(config, data, cache_dir=runs / TEACHERS, on_progress=display.teacher)
+                how: dict[str, Any] = {"cache_dir": runs / TEACHERS, "on_progress": display.teacher}
+                teacher = teachers.prepare(config, data, **how, quiet=True)
                 display.line(
                     f"teacher {config.teacher.model if config.teacher else ''}: validation {percent(teacher.accuracy)}"
                     f"{f'; {FAMILIAR}' if teacher.familiar else ''}"
                 )
-                for remark in teacher.remarks if teacher.cached else ():  # else it was told while it was made
+                for remark in teacher.remarks:
                     display.line(f"warning: {remark}")
             result = training.fit(
                 config,

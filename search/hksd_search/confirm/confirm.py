@@ -258,6 +258,7 @@ class Confirmation:
                 "params": teacher.get("params"),
                 "mflops": teacher.get("mflops"),
                 "val_accuracy": teacher.get("accuracy"),
+                "familiar": teacher.get("familiar", False),
                 "test_accuracy": known[TEACHER]["accuracy"],
             },
             **found,

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hksd.teacher.teacher import FAMILIAR
 from hksd_search.confirm.verdicts import shown_p
 from hksd_search.session import write
 
@@ -44,9 +45,14 @@ def text(facts: Mapping[str, Any]) -> str:
         "Differences are percentage points on test, paired by seed: a seed fixes the order of images, and the initial "
         "weights of a network. p: paired t test, two-sided; p (Holm): corrected for the number of students, as in the "
         "sentences; intervals are not corrected.",
-        _lines([*facts["notes"], opened(facts)]),
+        _lines([*facts["notes"], *loaded(facts), opened(facts)]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def loaded(facts: Mapping[str, Any]) -> list[str]:
+    """Say that the teacher may know the validation images, where it may."""
+    return [f"The teacher was loaded: on validation, {FAMILIAR}."] if facts["teacher"].get("familiar") else []
 
 
 def opened(facts: Mapping[str, Any]) -> str:

@@ -56,6 +56,7 @@ class Estimate:
         measured: runs that were measured.
         workers: processes that measured at once.
         seconds: what the estimate itself took.
+        familiar: the accuracy of the teacher will be measured on images that it may have been trained on.
     """
 
     trials: int
@@ -77,6 +78,7 @@ class Estimate:
     measured: int
     workers: int
     seconds: float
+    familiar: bool
 
     def facts(self) -> dict[str, Any]:
         """All of it for machines."""
@@ -195,6 +197,7 @@ def _forecast(asked: Question, measured: _Measured, begun: float) -> Estimate:
         measured=len(seconds),
         workers=measured.workers,
         seconds=time.monotonic() - begun,
+        familiar=teachers.familiar(asked.middle, asked.data),
     )
 
 

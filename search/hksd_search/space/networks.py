@@ -43,7 +43,7 @@ def look_at_networks(space: Space, data: DataSet, meter: Meter, largest: Student
     for config in _corners(space, meter, largest):
         fit.look(config, data)
         try:
-            rehearse(config.student.spec(), **data.image_shape)
+            rehearse(config.student.spec(), **data.image_shape, onnx=meter.latencies is not None)
         except UserError as error:
             if not begun:
                 raise

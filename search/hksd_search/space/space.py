@@ -16,10 +16,12 @@ from typing import Any
 
 from hksd import bounds
 from hksd.config import changes
+from hksd.config.networks import StudentConfig
 from hksd.config.run import RunConfig, from_tree, path_faults
 from hksd.errors import KeyPath, Problem, UserError, unknown
 from hksd.files import expanded
-from hksd.schema import check, section_fields
+from hksd.models.user import is_user
+from hksd.schema import build, check, section_fields
 from hksd.yaml import Document, parse_yaml, read_yaml
 from hksd_search.space import alternatives, ranges
 from hksd_search.space.ranges import Draws, Range, grid_problems
@@ -171,12 +173,25 @@ def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Space:
         UserError: no such space, malformed override.
         ConfigError: every fault of the file, with line and key path.
     """
-    path = find(name)
-    document = read_yaml(path).changed(overrides)
-    space = parse(document, path.stem)
-    if faults := path_faults(document.tree):
-        raise document.error(faults)
+    found = document(name, overrides)
+    space = parse(found, find(name).stem)
+    if faults := path_faults(found.tree):
+        raise found.error(faults)
     return space
+
+
+def document(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Document:
+    """The file of a space or a run configuration as it stands, with overrides; see `find` for its name."""
+    return read_yaml(find(name)).changed(overrides)
+
+
+def own_students(space: Space | None, config: RunConfig) -> Iterator[StudentConfig]:
+    """Students of one's own, one for each factory: those of a space with their smallest sizes, or that of a run."""
+    if space is None:
+        yield from (student for student in (config.student,) if is_user(student.model))
+        return
+    sections = {section["model"]: section for section in space.smallest_students()}
+    yield from (build(StudentConfig, section, space.source) for name, section in sections.items() if is_user(name))
 
 
 def loads(text: str, name: str, source: str) -> Space:
