@@ -24,8 +24,11 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SHUTDOWN_S = 8.0  # Ray that takes longer to end is left to the system
-STOPPED = "HKSD_STOPPED"  # environment variable: the search was being stopped; only its books are to be closed
 _home: private.Home | None = None  # of the private Ray of this process
+
+# Ray takes a node at 127.0.0.1 for one of the machine's own address, and then listens on all interfaces, but where it
+# has no clusters (macOS, Windows); this makes it believe so.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -41,8 +44,8 @@ SETTINGS = {
 def prepare(address: str | None, nice: int = 0) -> None:
     """Set Ray's environment for a private Ray (no address) or a cluster; what the user set himself stays.
 
-    A private Ray binds its node address to loopback, but its ports still listen on every interface. It therefore gets
-    token authentication with a fresh token that only this process and its children know; no token file is written.
+    A private Ray listens on the loopback interface only. Whoever else is on this machine gets there, so it asks for a
+    fresh token that only this process and its children know; no token file is written.
     A cluster's mode and token are the cluster's own (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH).
 
     Args:
@@ -51,6 +54,7 @@ def prepare(address: str | None, nice: int = 0) -> None:
     """
     if address is None:
         os.environ.setdefault("RAY_worker_niceness", str(nice))
+        os.environ.setdefault(LOOPBACK, "0")
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if address is None and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
