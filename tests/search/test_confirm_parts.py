@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,10 @@ from hksd import data as datasets
 from hksd.config.run import dump, from_tree
 from hksd.data.settings import DataConfig
 from hksd.errors import DataError
+from hksd_search import tables
 from hksd_search.backend.stop_file import STOP_FILE
 from hksd_search.backend.trial import FAULT_FILE, Workplace
+from hksd_search.confirm import files
 from hksd_search.confirm.contenders import Contender, Run, runs_of
 from hksd_search.confirm.retrain import Job, work
 from hksd_search.study import openings
@@ -100,3 +103,15 @@ def test_openings_of_a_search_are_counted_wherever_they_were_recorded(tmp_path: 
     openings.note(tmp_path, "hksd confirm", ["teacher"])
     openings.note(tmp_path / "export", "hksd evaluate", ["export"])
     assert openings.count(tmp_path) == 2
+
+
+@pytest.mark.parametrize("first", tables.FORMULA)
+def test_no_cell_of_the_table_is_a_formula_and_numbers_stay_numbers(first: str, tmp_path: Path) -> None:
+    said = f"{first}HYPERLINK(1)"
+    row = {"run": said, "seed": -1, "val_accuracy": -0.5, "reason": said, "arm": None}
+    facts = {"runs": [row]}
+    with pytest.raises(KeyError):  # there are no figures for the text
+        files.write_files(tmp_path, facts)
+    with (tmp_path / "confirm.csv").open(newline="") as file:
+        (read,) = csv.DictReader(file)
+    assert read == {"run": f"'{said}", "seed": "-1", "val_accuracy": "-0.5", "reason": f"'{said}", "arm": ""}

@@ -73,13 +73,14 @@ def start_ray(address: str | None = None) -> None:
         KeyboardInterrupt: stopped by a signal.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    processes = _children()
     try:
         if address is not None:
             _connect(address)
         else:
             _start_twice()
     except (SystemExit, KeyboardInterrupt):  # while it starts, Ray answers SIGTERM itself
-        stop_ray()
+        _give_up_start(processes)
         raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -105,16 +106,27 @@ def _start_twice() -> None:
             return
         except Exception as error:  # Ray tells a start that took too long by exceptions of many kinds
             why = failures.last_line(error)
-            stop_ray()
-            for process in _children() - before:
-                with suppress(OSError):
-                    os.kill(process, signal.SIGKILL)
+            _give_up_start(before)
             if last:
                 raise RunError(
                     f"Ray did not start on this machine, tried twice ({why}): wait until less else runs here, see that "
                     "there are memory and space in /tmp, and try again"
                 ) from error
             log.warning("Ray did not start (%s); it is tried once more", why)
+
+
+def _give_up_start(before: set[int]) -> None:
+    """End what a start that came to nothing has begun; Ray itself does not know of all that yet.
+
+    Args:
+        before: processes that were there before.
+    """
+    begun = _children() - before
+    stop_ray()
+    private.kill_sessions(begun)
+    for process in begun & _children():  # others may have got the number of one that is gone
+        with suppress(OSError):
+            os.kill(process, signal.SIGKILL)
 
 
 def _init(**how: Any) -> None:
