@@ -1,4 +1,4 @@
-"""A signal to the whole process group under the commands beside `hksd search`: saved, said how to go on, nothing left."""
+"""A signal to the whole process group under commands beside `hksd search`: saved, said how to go on, nothing left."""
 
 from __future__ import annotations
 
