@@ -124,6 +124,7 @@ for _command in (
 
 def main() -> None:
     """Entry point of the `hksd` command."""
+    streams.make_last()
     takeover.clear()
     app()
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,3 +147,17 @@ def test_a_start_that_comes_to_nothing_leaves_nothing_though_the_parent_of_an_ag
     while not all(gone(number) for number in agents):
         assert time.monotonic() < deadline, "an agent is left"
         time.sleep(0.01)
+
+
+def test_a_private_ray_is_started_though_the_environment_names_a_cluster_and_that_is_said(
+    quiet: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    import ray
+
+    init = failing(0, Exception())
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(connect.private, "Home", lambda: SimpleNamespace(path=tmp_path, close=lambda: None))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    connect.start_ray()
+    assert [how["address"] for how in init.calls] == ["local"]
+    assert "RAY_ADDRESS (10.0.0.1:6379) is not looked at" in caplog.text

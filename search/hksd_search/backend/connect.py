@@ -99,6 +99,8 @@ def _connect(address: str) -> None:
 
 
 def _start_twice() -> None:
+    if other := os.environ.get("RAY_ADDRESS"):
+        log.warning("RAY_ADDRESS (%s) is not looked at; a Ray of our own is started (--address auto takes it)", other)
     for last in (False, True):
         before = _children()
         try:
@@ -146,6 +148,7 @@ def _init(**how: Any) -> None:
             return True
 
     if "address" not in how:
+        how["address"] = "local"  # never that of RAY_ADDRESS
         _home = private.Home()
         how["_temp_dir"] = str(_home.path)
     with private.apart():
