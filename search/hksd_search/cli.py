@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from hksd.errors import RunError, Stopped, UserError
 from hksd_search import streams
+from hksd_search.backend import takeover
 from hksd_search.commands import (
     confirm,
     doctor,
@@ -123,6 +124,8 @@ for _command in (
 
 def main() -> None:
     """Entry point of the `hksd` command."""
+    streams.make_last()
+    takeover.clear()
     app()
 
 

@@ -10,14 +10,14 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hksd import data as datasets
 from hksd.errors import RunError, Stopped, UserError
-from hksd_search.backend import connect, guards, target
+from hksd_search.backend import connect, guards, last_word, takeover, target
 from hksd_search.caps import Caps
 from hksd_search.closing import close_books, concluded
 from hksd_search.console import Display
@@ -176,11 +176,12 @@ def train(seen: Seen, books: Books, interrupt: Interrupt, restart: Sequence[str]
     try:
         interrupt.go()
         books.caps.look()
-        if os.environ.pop(connect.STOPPED, None):  # see `backend.ray_watch.Restart`
+        if os.environ.pop(takeover.STOPPED, None):  # see `backend.ray_watch.Restart`
             raise KeyboardInterrupt
         if not ledger.wants_more():  # no Ray for nothing
             return True
-        _train_with_ray(seen, books, interrupt, restart)
+        with nullcontext() if restart is None else last_word.spoken_for(seen.home.resume_command, "--json" in restart):
+            _train_with_ray(seen, books, interrupt, restart)
     except KeyboardInterrupt:
         ledger.stop(Why.INTERRUPTED)
         return False
@@ -206,7 +207,7 @@ def _train_with_ray(seen: Seen, books: Books, interrupt: Interrupt, restart: Seq
             seen.display.line(packing.reason)
         books.caps.start(packing.gpu)
         watched = restart is not None and not home.address
-        again = _restart(home, restart or (), seen.display, interrupt) if watched else None
+        again = _restart(home, restart or (), interrupt) if watched else None
         folder = home.folder.resolve()
         tuning.tune_trials(
             ledger, seen.data, folder, home.teachers, packing.gpu, restart=again, private=not home.address
@@ -216,9 +217,9 @@ def _train_with_ray(seen: Seen, books: Books, interrupt: Interrupt, restart: Seq
         connect.stop_ray()
 
 
-def _restart(home: Home, extra: Sequence[str], display: Display, interrupt: Interrupt) -> Any:
+def _restart(home: Home, extra: Sequence[str], interrupt: Interrupt) -> Any:
     """What resumes the search when Ray dies; a store that does not answer just then must not stand in its way."""
     from hksd_search.backend import ray_watch
 
     secret = {access.VARIABLE: home.store.uri} if access.has_secrets(home.store.uri) else {}
-    return ray_watch.Restart(home.resume_command, [*extra, "--tracking-later"], display.line, secret, interrupt.heard)
+    return ray_watch.Restart(home.resume_command, [*extra, "--tracking-later"], secret, interrupt.heard)

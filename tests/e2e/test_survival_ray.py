@@ -14,7 +14,8 @@ import pytest
 
 from hksd.errors import UserError
 from hksd_search.backend import ray_watch
-from hksd_search.backend.ray_watch import COUNT, NEEDED, TRIES, Restart
+from hksd_search.backend.ray_watch import NEEDED, TRIES, Restart
+from hksd_search.backend.takeover import COUNT
 from hksd_search.study.records import Record, read_records
 
 Make = Callable[..., Any]
@@ -100,7 +101,7 @@ def test_ray_is_not_started_again_for_ever_unless_trials_get_on(
     progress: bool, put_in_place: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(TRIES + 1):
-        restart = Restart("hksd search first --runs 'my runs' --resume", ["--json"], print)
+        restart = Restart("hksd search first --runs 'my runs' --resume", ["--json"])
         if progress:
             restart.progress(0, {"epoch": 1})
         with pytest.raises(Gone):

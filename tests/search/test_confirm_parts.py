@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,11 @@ from hksd.config.run import dump, from_tree
 from hksd.data.settings import DataConfig
 from hksd.errors import DataError
 from hksd.teacher.teacher import FAMILIAR
+from hksd_search import tables
 from hksd_search.backend.stop_file import STOP_FILE
 from hksd_search.backend.trial import FAULT_FILE, Workplace
+from hksd_search.confirm import files
 from hksd_search.confirm.contenders import Contender, Run, runs_of
-from hksd_search.confirm.files import loaded
 from hksd_search.confirm.retrain import Job, work
 from hksd_search.study import openings
 from hksd_search.study.records import Record
@@ -105,5 +107,17 @@ def test_openings_of_a_search_are_counted_wherever_they_were_recorded(tmp_path: 
 
 
 def test_that_a_loaded_teacher_may_know_the_validation_images_is_told() -> None:
-    assert FAMILIAR in "".join(loaded({"teacher": {"familiar": True}}))
-    assert loaded({"teacher": {}}) == []
+    assert FAMILIAR in "".join(files.loaded({"teacher": {"familiar": True}}))
+    assert files.loaded({"teacher": {}}) == []
+
+
+@pytest.mark.parametrize("first", tables.FORMULA)
+def test_no_cell_of_the_table_is_a_formula_and_numbers_stay_numbers(first: str, tmp_path: Path) -> None:
+    said = f"{first}HYPERLINK(1)"
+    row = {"run": said, "seed": -1, "val_accuracy": -0.5, "reason": said, "arm": None}
+    facts = {"runs": [row]}
+    with pytest.raises(KeyError):  # there are no figures for the text
+        files.write_files(tmp_path, facts)
+    with (tmp_path / "confirm.csv").open(newline="") as file:
+        (read,) = csv.DictReader(file)
+    assert read == {"run": f"'{said}", "seed": "-1", "val_accuracy": "-0.5", "reason": f"'{said}", "arm": ""}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,3 +113,51 @@ def test_what_a_worker_does_outside_of_trials_happens_where_the_user_is(
     monkeypatch.chdir("/")
     assert connect.at_home(str(tmp_path), lambda name: (Path.cwd(), name), "x") == (tmp_path, "x")
     assert connect.at_home(str(tmp_path / "of another machine"), Path.cwd) == tmp_path
+
+
+def gone(number: int) -> bool:
+    state = Path(f"/proc/{number}/stat")
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError("too slow")])
+def test_a_start_that_comes_to_nothing_leaves_nothing_though_the_parent_of_an_agent_is_gone(
+    error: BaseException, quiet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    raylet = f"import os, subprocess, sys\nos.setsid()\nsubprocess.run([sys.executable, '-c', {agent!r}])"
+    raylets: list[subprocess.Popen[bytes]] = []
+    agents: list[int] = []
+
+    def init(**_: Any) -> None:
+        raylets.append(subprocess.Popen([sys.executable, "-c", raylet], stdout=subprocess.PIPE))
+        assert raylets[-1].stdout is not None
+        agents.append(int(raylets[-1].stdout.readline()))
+        raise error
+
+    def stop_ray() -> None:
+        raylets[-1].kill()  # as Ray does, which knows nothing of the agent
+        raylets[-1].wait()
+
+    monkeypatch.setattr(connect, "_init", init)
+    monkeypatch.setattr(connect, "stop_ray", stop_ray)
+    with pytest.raises((KeyboardInterrupt, RunError)):
+        connect.start_ray()
+    deadline = time.monotonic() + 10
+    while not all(gone(number) for number in agents):
+        assert time.monotonic() < deadline, "an agent is left"
+        time.sleep(0.01)
+
+
+def test_a_private_ray_is_started_though_the_environment_names_a_cluster_and_that_is_said(
+    quiet: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    import ray
+
+    init = failing(0, Exception())
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(connect.private, "Home", lambda: SimpleNamespace(path=tmp_path, close=lambda: None))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    connect.start_ray()
+    assert [how["address"] for how in init.calls] == ["local"]
+    assert "RAY_ADDRESS (10.0.0.1:6379) is not looked at" in caplog.text

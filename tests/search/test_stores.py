@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from hksd.errors import UserError
-from hksd_search.backend import connect
+from hksd_search.backend import takeover
 from hksd_search.backend.ray_watch import Restart
 from hksd_search.session import how_to_resume
 from hksd_search.tracking import access, address, examine, known
@@ -333,7 +333,7 @@ def test_a_search_that_takes_the_place_of_another_gets_secrets_by_its_environmen
     put_in_place: list[Any] = []
     monkeypatch.setattr(os, "execve", lambda *given: put_in_place.append(given))
     whole = f"http://user:{SECRET}@host"
-    restart = Restart(how_to_resume("first", Path("runs"), None), ["--tracking-later"], print, {access.VARIABLE: whole})
+    restart = Restart(how_to_resume("first", Path("runs"), None), ["--tracking-later"], {access.VARIABLE: whole})
     restart("raylet")
     ((_, words, environment),) = put_in_place
     assert SECRET not in " ".join(words)
@@ -346,9 +346,9 @@ def test_a_signal_that_comes_with_the_death_of_ray_stops_the_search_that_takes_i
 ) -> None:
     put_in_place: list[Any] = []
     monkeypatch.setattr(os, "execve", lambda *given: put_in_place.append(given))
-    Restart("hksd search first --resume", [], print, heard=lambda: heard)("raylet")
+    Restart("hksd search first --resume", [], heard=lambda: heard)("raylet")
     ((_, _, environment),) = put_in_place
-    assert (connect.STOPPED in environment) == heard
+    assert (takeover.STOPPED in environment) == heard
 
 
 LOOKS_AT_ITSELF = """

@@ -24,8 +24,11 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SHUTDOWN_S = 8.0  # Ray that takes longer to end is left to the system
-STOPPED = "HKSD_STOPPED"  # environment variable: the search was being stopped; only its books are to be closed
 _home: private.Home | None = None  # of the private Ray of this process
+
+# Ray takes a node at 127.0.0.1 for one of the machine's own address, and then listens on all interfaces, but where it
+# has no clusters (macOS, Windows); this makes it believe so.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -41,8 +44,8 @@ SETTINGS = {
 def prepare(address: str | None, nice: int = 0) -> None:
     """Set Ray's environment for a private Ray (no address) or a cluster; what the user set himself stays.
 
-    A private Ray binds its node address to loopback, but its ports still listen on every interface. It therefore gets
-    token authentication with a fresh token that only this process and its children know; no token file is written.
+    A private Ray listens on the loopback interface only. Whoever else is on this machine gets there, so it asks for a
+    fresh token that only this process and its children know; no token file is written.
     A cluster's mode and token are the cluster's own (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH).
 
     Args:
@@ -51,6 +54,7 @@ def prepare(address: str | None, nice: int = 0) -> None:
     """
     if address is None:
         os.environ.setdefault("RAY_worker_niceness", str(nice))
+        os.environ.setdefault(LOOPBACK, "0")
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if address is None and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
@@ -69,13 +73,14 @@ def start_ray(address: str | None = None) -> None:
         KeyboardInterrupt: stopped by a signal.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    processes = _children()
     try:
         if address is not None:
             _connect(address)
         else:
             _start_twice()
     except (SystemExit, KeyboardInterrupt):  # while it starts, Ray answers SIGTERM itself
-        stop_ray()
+        _give_up_start(processes)
         raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -94,6 +99,8 @@ def _connect(address: str) -> None:
 
 
 def _start_twice() -> None:
+    if other := os.environ.get("RAY_ADDRESS"):
+        log.warning("RAY_ADDRESS (%s) is not looked at; a Ray of our own is started (--address auto takes it)", other)
     for last in (False, True):
         before = _children()
         try:
@@ -101,16 +108,27 @@ def _start_twice() -> None:
             return
         except Exception as error:  # Ray tells a start that took too long by exceptions of many kinds
             why = failures.last_line(error)
-            stop_ray()
-            for process in _children() - before:
-                with suppress(OSError):
-                    os.kill(process, signal.SIGKILL)
+            _give_up_start(before)
             if last:
                 raise RunError(
                     f"Ray did not start on this machine, tried twice ({why}): wait until less else runs here, see that "
                     "there are memory and space in /tmp, and try again"
                 ) from error
             log.warning("Ray did not start (%s); it is tried once more", why)
+
+
+def _give_up_start(before: set[int]) -> None:
+    """End what a start that came to nothing has begun; Ray itself does not know of all that yet.
+
+    Args:
+        before: processes that were there before.
+    """
+    begun = _children() - before
+    stop_ray()
+    private.kill_sessions(begun)
+    for process in begun & _children():  # others may have got the number of one that is gone
+        with suppress(OSError):
+            os.kill(process, signal.SIGKILL)
 
 
 def _init(**how: Any) -> None:
@@ -130,6 +148,7 @@ def _init(**how: Any) -> None:
             return True
 
     if "address" not in how:
+        how["address"] = "local"  # never that of RAY_ADDRESS
         _home = private.Home()
         how["_temp_dir"] = str(_home.path)
     with private.apart():

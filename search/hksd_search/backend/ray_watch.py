@@ -1,8 +1,9 @@
-"""When Ray itself dies: its library ends the driver without a word, 10 to 60 seconds later. We are faster.
+"""When Ray itself dies: its library ends the driver without a word, 0.1 to 60 seconds later. We are faster.
 
-A thread looks after the processes of a private Ray. When one without which nothing goes on is gone, it clears away the
-others and puts in the place of this process a new one that resumes the search: same number, same terminal. That is as
-safe as a kill at any time, which a resume copes with anyway, and needs nothing of a library in an unknown state.
+A thread looks after the processes of a private Ray. When one without which nothing goes on is gone, it puts a new
+process in the place of this one, which clears away the others (`backend.takeover`) and resumes the search: same number,
+same terminal. That is as safe as a kill at any time, which a resume copes with anyway, and needs nothing of a library
+in an unknown state. Where Ray is faster still, `backend.last_word` says how to go on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import select
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +23,12 @@ from typing import Any, NoReturn
 import ray
 
 from hksd_search import streams
-from hksd_search.backend import connect, private
+from hksd_search.backend import last_word, private, takeover
 
 NEEDED = ("raylet", "gcs_server")
 AGENTS = {"ray::RuntimeEnvAgent": "runtime_env_agent", "ray::DashboardAgent": "dashboard_agent"}  # as Ray calls them
 LOOK_EVERY = 0.1  # seconds
 TRIES = 3  # restarts in a row without a finished epoch between them
-COUNT = "HKSD_RAY_RESTARTS"  # environment variable: such restarts so far
 
 
 def _processes() -> dict[str, list[Any]]:
@@ -68,14 +67,15 @@ class RayWatch:
     def __init__(self, restart: Callable[[str, Callable[[], bool]], NoReturn], stopping: Callable[[], bool]):
         self.restart, self.stopping = restart, stopping
         self._over, self._turn = threading.Event(), threading.Lock()
-        self._ends: dict[int, str] = {}  # descriptors that become readable when an agent ends, and its name
+        self._ends: dict[int, str] = {}  # descriptors that become readable when a process ends, and its name
         threading.Thread(target=self._look, name="ray watch", daemon=True).start()
 
     def _look(self) -> None:
         known: set[int] = set()
+        needed = {p.pid: kind for kind in NEEDED for p in _processes().get(kind, ())}
         while not self._over.is_set():
-            if len(known) < len(AGENTS) and hasattr(os, "pidfd_open"):  # they begin after the raylet
-                for pid, name in _agents().items():
+            if len(known) < len(needed) + len(AGENTS) and hasattr(os, "pidfd_open"):  # they begin after the raylet
+                for pid, name in {**needed, **_agents()}.items():
                     if pid not in known:
                         with contextlib.suppress(OSError):
                             self._ends[os.pidfd_open(pid)] = name
@@ -107,7 +107,6 @@ class Restart:
     Args:
         command: what a user would type to resume, ``hksd search ...``.
         extra: options that do not belong on the screen.
-        say: shows people a line.
         secrets: what only the environment of the new process has; it stands in no command.
         heard: whether a signal has come that this process may not have acted on yet; the new one would not know of it.
     """
@@ -116,12 +115,11 @@ class Restart:
         self,
         command: str,
         extra: Sequence[str],
-        say: Callable[[str], None],
         secrets: Mapping[str, str] | None = None,
         heard: Callable[[], bool] = lambda: False,
     ):
-        self.command, self.extra, self.say, self.secrets, self.heard = command, extra, say, secrets or {}, heard
-        self.count = int(os.environ.get(COUNT, "0"))
+        self.command, self.extra, self.secrets, self.heard = command, extra, secrets or {}, heard
+        self.count = int(os.environ.get(takeover.COUNT, "0"))
 
     def progress(self, *_: object) -> None:
         """A trial has finished an epoch."""
@@ -135,36 +133,34 @@ class Restart:
             stopping: whether the search is being stopped: the new process then closes its books, and ends as this one
                 would have.
         """
-        node = ray._private.worker._global_node
-        logs = node.get_logs_dir_path() if node else "none"
         signal.setitimer(signal.ITIMER_REAL, 0)  # it would outlive this process, and end the new one
-        mine = [process for processes in _processes().values() for process in processes]
-        for process in mine:
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                process.kill()
-                process.wait(timeout=5)
-        private.kill_sessions({process.pid for process in mine})
-        if not stopping() and self.count >= TRIES:
+        left = [process.pid for processes in _processes().values() for process in processes]
+        over = stopping()
+        if not over and self.count >= TRIES:
+            node = ray._private.worker._global_node
             self._give_up(
-                f"Ray died ({died}), {self.count + 1} times in a row before a trial finished an epoch (logs: {logs}). "
-                f"Everything is saved. Resume with:\n  {self.command}"
+                f"Ray died ({died}), {self.count + 1} times in a row before a trial finished an epoch "
+                f"(logs: {node.get_logs_dir_path() if node else 'none'}). Everything is saved. Resume with:\n  "
+                f"{self.command}",
+                left,
             )
-        then = "trials wait at" if stopping() else "it is started again, and trials go on from"
-        self.say(f"Ray died ({died}); {then} their last checkpoints")
-        streams.mute_dead()
-        sys.stdout.flush()
-        sys.stderr.flush()
         program = ["-m", "hksd_search.cli"] if sys.argv[0].endswith("cli.py") else [sys.argv[0]]
         words = [sys.executable, *program, *shlex.split(self.command)[1:], *self.extra]
         signal.pthread_sigmask(signal.SIG_BLOCK, private.DEAF_TO)  # what comes now is kept for the new process
         try:
-            told = {connect.STOPPED: "1"} if stopping() or self.heard() else {COUNT: str(self.count + 1)}
+            left += last_word.hand_on()
+            told = takeover.environment(died, left, self.count + 1, over or self.heard())
+            streams.mute_dead()
+            sys.stdout.flush()
+            sys.stderr.flush()
             os.execve(sys.executable, words, {**os.environ, **self.secrets, **told})
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, private.DEAF_TO)
 
-    def _give_up(self, text: str) -> NoReturn:
+    def _give_up(self, text: str, left: Sequence[int]) -> NoReturn:
+        last_word.take_back()
         print(f"failed: {text}", file=sys.stderr, flush=True)
         if "--json" in self.extra:
             print(json.dumps({"error": text, "exit_code": 1}), flush=True)
+        takeover.end(set(left))
         os._exit(1)  # the main thread may wait for Ray for ever

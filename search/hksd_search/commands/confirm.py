@@ -32,6 +32,7 @@ def confirm(
 ) -> None:
     """Train the best students and the arms again over new seeds; then open the test split, once, and compare."""
     from hksd_search import console
+    from hksd_search.backend import last_word
     from hksd_search.confirm import confirm as confirmations
     from hksd_search.confirm import files as confirm_files
 
@@ -39,7 +40,8 @@ def confirm(
     display = console.Display(output.console, 0)
     request = confirmations.Request(name, runs, top, seeds, _numbers(trials), address)
     try:
-        facts = confirmations.confirm(request, display)
+        with last_word.spoken_for(request.command, as_json):
+            facts = confirmations.confirm(request, display)
     finally:
         display.close()
     folder = console.relative(runs / name / confirm_files.FOLDER)

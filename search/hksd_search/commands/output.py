@@ -13,6 +13,8 @@ from rich.console import Console, ConsoleRenderable
 from rich.logging import RichHandler
 from rich.text import Text
 
+from hksd.errors import RunError
+
 PIPED_WIDTH = 120  # columns of tables where there is no terminal to ask
 
 
@@ -39,5 +41,7 @@ class Output:
         """Print `data` as JSON, or let `show` print it for people."""
         if self.as_json:
             typer.echo(json.dumps(data, default=str))
+            if fault := getattr(sys.stdout, "fault", ""):
+                raise RunError(f"all is done, but what came of it cannot be written to standard output: {fault}")
         else:
             show(self.console)

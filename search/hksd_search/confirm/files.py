@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from hksd.teacher.teacher import FAMILIAR
 from hksd_search.confirm.verdicts import shown_p
 from hksd_search.session import write
+from hksd_search.tables import as_csv
 
 FOLDER = "confirm"  # below the folder of the search
 JSON_FILE, CSV_FILE, TEXT_FILE = "confirm.json", "confirm.csv", "confirm.md"
@@ -20,16 +19,8 @@ JSON_FILE, CSV_FILE, TEXT_FILE = "confirm.json", "confirm.csv", "confirm.md"
 def write_files(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write the three files into `folder`."""
     write(folder / JSON_FILE, json.dumps(facts, indent=1))
-    write(folder / CSV_FILE, _csv(facts["runs"]))
+    write(folder / CSV_FILE, as_csv(list(facts["runs"][0]), facts["runs"]))
     write(folder / TEXT_FILE, text(facts))
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 def text(facts: Mapping[str, Any]) -> str:

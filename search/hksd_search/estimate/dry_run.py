@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,7 @@ def run_here(work_list: Sequence[Job]) -> list[Findings]:
     Raises:
         RunError: a process died.
     """
+    _begin_tracker()
     context, processes = multiprocessing.get_context("spawn"), list[multiprocessing.process.BaseProcess]()
     try:
         with ProcessPoolExecutor(len(work_list), mp_context=context) as pool:
@@ -202,6 +205,18 @@ def run_here(work_list: Sequence[Job]) -> list[Findings]:
         raise RunError(
             "a process of the dry run died (killed, or out of memory): try fewer at once, --concurrent 1"
         ) from None
+
+
+def _begin_tracker() -> None:
+    """Begin Python's tracker of what processes share, so that a SIGHUP to the whole group does not end it.
+
+    By itself it ignores SIGINT and SIGTERM only; a second one, begun in its place, knows nothing and says so at length.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_on_cluster(work_list: Sequence[Job], cpus: int, gpu: float) -> list[Findings]:

@@ -6,8 +6,6 @@ by an older version; what is not known is left out.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -27,9 +25,9 @@ from hksd_search.space import space as spaces
 from hksd_search.space.space import Space
 from hksd_search.study.reading import SearchFolder
 from hksd_search.study.records import Record
+from hksd_search.tables import as_csv
 
 REPORT_FILE = "report.html"
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with these a spreadsheet begins to calculate, or to run programs
 log = logging.getLogger(__name__)
 
 
@@ -113,20 +111,7 @@ def table_csv(records: Sequence[Record]) -> str:
     configs = [flatten(record.config or {}) for record in records]
     keys = sorted({key for flat in configs for key in flat})
     names = [*dict.fromkeys(name for fact in facts for name in fact), *keys]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, restval="")
-    writer.writeheader()
-    rows = ({**fact, **flat} for fact, flat in zip(facts, configs, strict=True))
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    return buffer.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """A value as a cell that no spreadsheet takes for a formula; numbers stay numbers."""
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    text = str(value)
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return as_csv(names, ({**fact, **flat} for fact, flat in zip(facts, configs, strict=True)))
 
 
 # --- what is read beside the records
