@@ -45,9 +45,13 @@ HOURS = 10**9  # of training over all devices: 10^5 devices for a year
 MONEY = 1e15
 LATENCY_RUNS = 10**6  # at a millisecond each, a quarter of an hour
 GRID_POINTS = 10_000  # of one continuous range
+RANGE_STEPS = 10**6  # of a stepped range; finer ones differ in nothing that training could show
 CHOICES = 1000  # values of one choice; each is checked for itself
 
 # Texts and lists
 NAME_LENGTH = 255  # bytes; no file system takes a longer name
 PATH_LENGTH = 4095  # bytes; Linux takes no longer path
 LIST_LENGTH = 1000  # items of one list
+
+# Seeds
+LAST_SEED = 2**63 - 1  # the largest that numpy, torch and Optuna all take
