@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import socket
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer.main
 
 from hksd.errors import UserError
 from hksd_search import cli
+from hksd_search.backend import reach
 from hksd_search.commands.options import changes
 from hksd_search.study.reading import FACTS_FILE, open_search
 from hksd_search.study.study import open_study
@@ -116,6 +118,12 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 def options(command: str) -> dict[str, bool]:
     """Names of the options of a command that take a value -> whether it may be given many times."""
     found = [one for one in COMMANDS[command].params if one.param_type_name == "option" and not one.is_flag]
@@ -201,6 +209,41 @@ def test_what_one_change_says_another_does_not_lose_unsaid() -> None:
     kept = [["a.b=1", "a.b=1"], ["a={}", "a.b=1"], ["a.b=1", "a.bc=2"], []]
     for overrides in kept:
         assert len(changes(overrides)) == len(overrides)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("here", "must be auto or HOST:PORT"),
+        ("10.0.0.5", "must be auto or HOST:PORT"),
+        ("ray:/x:1", "must be auto or HOST:PORT"),
+        ("127.0.0.1:0", "a port from 1 to 65535"),
+        ("127.0.0.1:99999", "a port from 1 to 65535"),
+        ("127.0.0.1:x", "must be auto or HOST:PORT"),
+        ("no-such-machine.invalid:6379", "there is no machine of the name"),
+        ("a" * 300 + ":6379", "there is no machine of the name"),
+        (None, "no Ray cluster answers there (Connection refused)"),
+    ],
+)
+def test_an_address_where_nothing_can_answer_is_told_before_anything_is_trained(
+    address: str | None, message: str, tmp_path: Path, free_port: int
+) -> None:
+    for command in ("search", "estimate"):
+        said = hksd(command, "quickstart", "--address", address or f"127.0.0.1:{free_port}")
+        assert said.code == 2
+        assert message in said.err
+        assert said.err.startswith("error: --address ")
+        assert said.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_where_something_listens_is_left_to_ray() -> None:
+    for address in (None, "auto"):
+        reach.must_answer(address)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"localhost:{port}", f"ray://127.0.0.1:{port}"):
+            reach.must_answer(address)
 
 
 TEACHER = {"model": "resnet8", "accuracy": 0.5, "params": 5000, "mflops": 0.1}

@@ -40,12 +40,14 @@ def confirm(
 ) -> None:
     """Train the best students and the arms again over new seeds; then open the test split, once, and compare."""
     from hksd_search import console
+    from hksd_search.backend import reach
     from hksd_search.confirm import confirm as confirmations
     from hksd_search.confirm import files as confirm_files
 
     output = Output(as_json)
     if top is not None and trials is not None:
         raise UserError("--top takes the best students and --trials names them; give one of them")
+    reach.must_answer(address)
     display = console.Display(output.console, 0)
     request = confirmations.Request(name, runs, top or TOP, seeds, _numbers(trials), address)
     try:

@@ -53,6 +53,7 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Measure a few steps and say what a search would take: time, memory, money. Trains and keeps nothing."""
+    from hksd_search.backend import reach
     from hksd_search.estimate.estimate import estimate as measure
     from hksd_search.estimate.question import machine_here
     from hksd_search.space import space as spaces
@@ -60,6 +61,7 @@ def estimate(
     output = Output(as_json)
     changed = changes(overrides, {"--concurrent": concurrent, "--price": price})
     parsed = spaces.load(space, changed).with_trials(trials)
+    reach.must_answer(address)
     machine = machine_here(address, cpus, gpus)
 
     def say(text: str) -> None:

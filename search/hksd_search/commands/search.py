@@ -98,6 +98,7 @@ def search(
 ) -> None:
     """Search, log every trial in MLflow, export the best student."""
     from hksd_search import console, run, session
+    from hksd_search.backend import reach
     from hksd_search.export import files_in
     from hksd_search.tracking import access
     from hksd_search.tracking import address as addresses
@@ -121,6 +122,7 @@ def search(
         raise UserError("--move-tracking is for a search that goes on (--resume, --extend); a new one has no store yet")
     parsed, name = session.space_and_name(given, name, runs, changed, going_on, extend or 0)
     parsed = parsed.with_trials(trials)
+    reach.must_answer(address)
     display = console.Display(output.console, parsed.search.trials)
     try:
         outcome = run.search(
