@@ -116,6 +116,8 @@ def _problem(kind: type, detail: Mapping[str, Any], hint: str) -> Problem:
         message = str(context["error"])
     elif code in _TYPES:
         message = f"must be {_TYPES[code]}{got}"
+        if code == "dataclass_type" and given is None:  # `kd:` with nothing after it
+            message += "; write {} for its defaults"
     elif code in _LENGTHS:
         length, unit = next(iter(context.values())), _LENGTHS[code]
         message = f"is too long: at most {length} {unit}{got}"

@@ -200,6 +200,7 @@ NUMBERS = [
     ("data.image_size", 4000, "at most 1024 for digits"),
     ("data.root", "a" * 5000, "is too long"),
     ("terms.kd.weight", True, "must be a number (got true)"),
+    ("terms.kd", None, "must be a section of keys (got nothing); write {} for its defaults"),
     ("terms.kd.temperature", 1e-9, "must be at least"),
     ("terms.kd.warmup_epochs", 1e30, "must be at most"),
 ]
