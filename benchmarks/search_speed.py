@@ -52,7 +52,8 @@ def prepare(name: str, overrides: list[str], runs: str) -> float:
 def run(side: str, options: argparse.Namespace, seed: int, runs: Path) -> tuple[float, list[Trial]]:
     """Run one search as a command; returns its wall-clock time and its trials by the time of their end."""
     words = ["--runs", str(runs), "--trials", str(options.trials)]
-    for override in [*NO_LIMITS, *options.set, f"search.seed={seed}"]:
+    given = [*NO_LIMITS, *options.set, f"search.seed={seed}"]
+    for override in {one.partition("=")[0]: one for one in given}.values():  # of one key, the last
         words += ["--set", override]
     if side == "hksd":
         command = [sys.executable, "-m", "hksd_search.cli", "search", options.space, "--name", "one", "--json", *words]

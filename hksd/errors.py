@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+NAMED = 100  # characters of a wrong name that a message repeats
 KeyPath = tuple[str | int, ...]  # ("student", "model", "choice", 1)
 SHOWN = 10  # names of a list in a message
 
@@ -33,7 +34,8 @@ class Problem:
     option: str | None = None
 
     def __str__(self) -> str:
-        where, place = key_path(self.path) or "(top level)", f"line {self.line}" if self.line else self.option
+        where, line = key_path(self.path) or "(top level)", f"line {self.line}" if self.line else None
+        place = ", ".join(filter(None, (line, self.option)))
         return f"{where}{f' ({place})' if place else ''}: {self.message}"
 
 
@@ -78,15 +80,16 @@ class NonFiniteLossError(RunError):
 def key_path(path: Iterable[str | int]) -> str:
     """Render a key path as people write it: ``student.model.choice[1]``."""
     text = ""
-    for key in path:
+    for key in (key if isinstance(key, int) else readable(str(key)) for key in path):
         text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
     return text
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name nearest to `name`, or an empty string."""
-    match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{match[0]}'?" if match else ""
+    folded = {one.casefold(): one for one in reversed(list(known))}
+    match = difflib.get_close_matches(str(name)[:NAMED].casefold(), folded, n=1, cutoff=0.5)
+    return f"; did you mean '{folded[match[0]]}'?" if match else ""
 
 
 def some(names: Sequence[str]) -> str:
@@ -96,8 +99,14 @@ def some(names: Sequence[str]) -> str:
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """Say that `name` is no known `kind`, with the nearest name and all known ones."""
-    known = list(known)
+    known, name = list(known), readable(str(name))
     return f"unknown {kind} '{name}'{nearest(name, known)} (known: {', '.join(known)})"
+
+
+def readable(name: str) -> str:
+    """A name as a message of one line can show it: shortened, and without what moves the cursor."""
+    name = name if len(name) <= NAMED else name[:NAMED] + "..."
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def describe(value: Any) -> str:

@@ -21,7 +21,6 @@ from hksd.errors import ConfigError, Problem, describe, nearest
 
 T = TypeVar("T")
 PROBLEMS = 100  # of one section that are told; each unknown key is compared with all known ones
-LAST_SEED = 2**63 - 1  # the largest that numpy, torch and Optuna all take
 
 
 class Section:
@@ -111,11 +110,14 @@ def _problem(kind: type, detail: Mapping[str, Any], hint: str) -> Problem:
         names = [name.strip(" '") for name in allowed.replace(" or ", ", ").split(",")]
         message = f"must be {allowed}{nearest(given, names)}{got}"
     elif code in _RANGES:
-        message = f"must be {_RANGES[code]} {next(iter(context.values()))}{got}"
+        bound = next(iter(context.values()))
+        message = f"must be {_RANGES[code]} {format(bound, '.12g') if isinstance(bound, float) else bound}{got}"
     elif code == "value_error":
         message = str(context["error"])
     elif code in _TYPES:
         message = f"must be {_TYPES[code]}{got}"
+        if code == "dataclass_type" and given is None:  # `kd:` with nothing after it
+            message += "; write {} for its defaults"
     elif code in _LENGTHS:
         length, unit = next(iter(context.values())), _LENGTHS[code]
         message = f"is too long: at most {length} {unit}{got}"

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from hksd.bounds import NAME_LENGTH
-from hksd.errors import ConfigError, KeyPath, Problem, UserError, describe
+from hksd.errors import ConfigError, KeyPath, Problem, UserError, describe, key_path
 from hksd.scalars import KINDS, TAG, plain
 from hksd.yaml_reader import LEVELS, FaultError, Reader, copied
 
@@ -32,13 +32,13 @@ class Document:
         tree: nested mappings, lists and values.
         source: file, or another origin.
         lines: line of every key path of the file.
-        options: key paths that were set on the command line, in place of the file.
+        options: option that set a key path on the command line, in place of the file.
     """
 
     tree: Any
     source: str
     lines: Mapping[KeyPath, int]
-    options: frozenset[KeyPath] = field(default=frozenset())
+    options: Mapping[KeyPath, str] = field(default_factory=dict)
 
     def error(self, problems: Sequence[Problem]) -> ConfigError:
         """Build the error for `problems`, each with the line where its key stands, in the order of the file."""
@@ -46,15 +46,20 @@ class Document:
         return ConfigError(self.source, sorted(placed, key=lambda p: (p.line is None, p.line or 0)))
 
     def _placed(self, problem: Problem) -> Problem:
-        """A problem with its line, or with the option that set what is wrong: whatever stands nearest above its key."""
+        """A problem with its line, or with the option that set what is wrong: whatever stands nearest above its key.
+
+        What is wrong with a section as a whole may lie in what an option has set below it, which is told too.
+        """
         if problem.line:
             return problem
         for end in range(len(problem.path), 0, -1):
-            if problem.path[:end] in self.options:
-                return dataclasses.replace(problem, option="--set")
-            if problem.path[:end] in self.lines:
-                return dataclasses.replace(problem, line=self.lines[problem.path[:end]])
-        return problem
+            if (above := problem.path[:end]) in self.options:
+                return dataclasses.replace(problem, option=self.options[above])
+            if above in self.lines:
+                problem = dataclasses.replace(problem, line=self.lines[above])
+                break
+        below = [option for path, option in self.options.items() if problem.path and _inside(path, problem.path)]
+        return dataclasses.replace(problem, option=", ".join(dict.fromkeys(below)) or None)
 
     @contextmanager
     def placing(self) -> Iterator[None]:
@@ -73,11 +78,12 @@ class Document:
                 raise
             raise self.error([Problem(tuple(found[1].split(".")), found[2])]) from error
 
-    def changed(self, overrides: Sequence[str]) -> Document:
-        """This document with ``a.b=value`` overrides, whose faults are then told as such; see `apply_overrides`."""
-        options = frozenset(_override(override)[0] for override in overrides)
+    def changed(self, overrides: Sequence[str | Override]) -> Document:
+        """This document with overrides, whose faults are then told as such; see `apply_overrides`."""
+        given = [override(one) for one in overrides]
+        options: dict[KeyPath, str] = {one.path: one.option for one in given}
         lines = {path: line for path, line in self.lines.items() if not any(_inside(path, set_) for set_ in options)}
-        return Document(apply_overrides(self.tree, overrides), self.source, lines, self.options | options)
+        return Document(apply_overrides(self.tree, given), self.source, lines, {**self.options, **options})
 
 
 def _inside(path: KeyPath, above: KeyPath) -> bool:
@@ -169,34 +175,57 @@ def to_yaml(tree: Any) -> str:
 # --- overrides
 
 
-def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of `tree` with ``a.b=value`` overrides set; values are read as YAML.
+@dataclass(frozen=True)
+class Override:
+    """A value that stands in place of the file's.
+
+    Attributes:
+        path: its key path.
+        value: the value.
+        option: the option of the command line that says so, for messages.
+    """
+
+    path: tuple[str, ...]
+    value: Any
+    option: str = "--set"
+
+
+def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str | Override]) -> dict[str, Any]:
+    """Return a copy of `tree` with overrides set, later ones over earlier ones.
 
     Raises:
-        UserError: an override has no ``=``, its value is no YAML, or its path leads through a value that is no mapping.
+        UserError: as for `override`, or a path leads through a value that is no mapping.
     """
     result: dict[str, Any] = copied(tree)
-    for override in overrides:
-        keys, value = _override(override)
+    for one in map(override, overrides):
         node = result
-        for key in keys[:-1]:
+        for key in one.path[:-1]:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
-                raise UserError(f"--set {override}: '{key}' is a value, not a section")
-        node[keys[-1]] = value
+                raise UserError(
+                    f"{one.option} {key_path(one.path)}={describe(one.value)}: '{key}' is a value, not a section"
+                )
+        node[one.path[-1]] = copied(one.value)
     return result
 
 
-def _override(override: str) -> tuple[tuple[str, ...], Any]:
-    """Key path and value of an override."""
-    path, equals, text = override.partition("=")
+def override(given: str | Override) -> Override:
+    """Read ``a.b=value``; the value is read as YAML.
+
+    Raises:
+        UserError: there is no ``=``, or no path before it, or the value is no YAML.
+    """
+    if isinstance(given, Override):
+        return given
+    path, equals, text = given.partition("=")
     keys = tuple(path.strip().split("."))
-    shown = override if len(override) <= SHOWN else override[:SHOWN] + "..."
+    told = repr(given) if not given or not given.isprintable() else given
+    shown = told if len(told) <= SHOWN else told[:SHOWN] + "..."
     if not equals or not all(keys):
         raise UserError(f"--set {shown}: expected KEY.PATH=VALUE, for example train.epochs=5")
     if len(keys) > LEVELS or max(map(len, keys)) > NAME_LENGTH:
         raise UserError(f"--set {shown}: there is no key of such a length")
     try:
-        return keys, parse_scalar(text)
+        return Override(keys, parse_scalar(text))
     except ValueError as error:
         raise UserError(f"--set {shown}: the value is wrong: {error}") from error

@@ -452,7 +452,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "no weights": ("evaluate {files}/run.yaml", "no student.safetensors here"),
     "no student": ("evaluate {files}/empty", "expected a folder with best.yaml or config.yaml"),
     "nothing to evaluate": ("evaluate nowhere", "nowhere"),
-    "an unknown split": ("evaluate {files}/run.yaml --split train", "--split train: must be val or test"),
+    "an unknown split": ("evaluate {files}/run.yaml --split train", "'--split': must be val or test (got 'train')"),
     "a GPU that is not there": ("train {files}/run.yaml --set train.device=cuda:99", "train.device=cuda:99"),
     "an unknown method": ("methods crdd", "did you mean 'crd'?"),
     "unlike numbers of stages": (

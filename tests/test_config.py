@@ -96,7 +96,8 @@ def _bounded(option: Any, bounds: dict[str, Any]) -> st.SearchStrategy[Any]:
         return st.integers(bounds.get("ge", 1), 1000)
     if option is float:
         high = bounds.get("lt", bounds.get("le", 1e300))
-        return st.floats(bounds.get("gt", 0), high, exclude_min=True, exclude_max="lt" in bounds, allow_nan=False)
+        low = bounds.get("ge", bounds.get("gt", 0))
+        return st.floats(low, high, exclude_min="ge" not in bounds, exclude_max="lt" in bounds, allow_nan=False)
     return values_of(option)
 
 

@@ -9,11 +9,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from hksd import bounds
+from hksd.bounds import LAST_SEED
 from hksd.class_names import ClassNames
 from hksd.device.precision import PrecisionName
 from hksd.models import NetworkSpec, check_settings
 from hksd.models import check_name as check_model
-from hksd.schema import LAST_SEED, Section
+from hksd.schema import Section
 
 Preprocess = Literal["own", "none", "imagenet"]
 ModelName = Annotated[str, Field(max_length=bounds.NAME_LENGTH), AfterValidator(check_model)]

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from hksd.bounds import LAST_SEED
 from hksd.config import changes as changing
 from hksd.config.changes import Change
 from hksd.config.networks import StudentConfig, TeacherConfig
@@ -25,9 +26,9 @@ from hksd.data.settings import DataConfig
 from hksd.errors import Problem, UserError
 from hksd.files import expanded
 from hksd.modes import MODES, DataFreeConfig, PruneConfig, RobustConfig
-from hksd.schema import LAST_SEED, Section, check
+from hksd.schema import Section, check
 from hksd.terms import TERMS, TermConfig
-from hksd.yaml import Document, read_yaml, to_yaml
+from hksd.yaml import Document, Override, read_yaml, to_yaml
 
 RANGE_HINT = "; ranges are for search spaces (`hksd search`), not for a single run"
 
@@ -164,7 +165,7 @@ def from_document(document: Document) -> RunConfig:
     return config
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load(path: str | Path, overrides: Sequence[str | Override] = ()) -> RunConfig:
     """Load a run configuration, with ``a.b=value`` overrides.
 
     Raises:

@@ -30,7 +30,8 @@ class TrainConfig(Section):
     ] = (0.625, 0.75, 0.875)
     gamma: Annotated[float, Field(gt=0, le=1, description="factor of each multistep drop")] = 0.1
     clip_norm: Annotated[
-        float | None, Field(gt=0, le=bounds.FACTOR, description="largest norm of the gradient; null = no clipping")
+        float | None,
+        Field(ge=bounds.FACTOR_LEAST, le=bounds.FACTOR, description="largest norm of the gradient; null = no clipping"),
     ] = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")] = "auto"
     threads: Annotated[

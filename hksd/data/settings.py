@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hksd import bounds
+from hksd.bounds import LAST_SEED
 from hksd.class_names import ClassNames
-from hksd.schema import LAST_SEED, Section
+from hksd.schema import Section
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,9 +34,9 @@ class RobustConfig(Section):
             ge=1, le=bounds.ATTACK_STEPS, description="steps of the attack; each costs a forward and a backward pass"
         ),
     ] = 7
-    step_share: Annotated[float, Field(gt=0, le=bounds.FACTOR, description="size of a step as a share of epsilon")] = (
-        0.25
-    )
+    step_share: Annotated[
+        float, Field(ge=bounds.FACTOR_LEAST, le=bounds.FACTOR, description="size of a step as a share of epsilon")
+    ] = 0.25
     attack: Annotated[
         Literal["ce", "total"], Field(description="what the attack raises: cross-entropy, or the whole loss of the run")
     ] = "ce"

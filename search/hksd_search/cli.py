@@ -35,9 +35,8 @@ from hksd_search.commands import (
     teacher,
     train,
 )
-from hksd_search.commands.options import FAILED, INTERRUPTED, USER_ERROR, install_line
+from hksd_search.commands.options import FAILED, INTERRUPTED, USAGE_ERROR, USER_ERROR, Command, install_line
 
-USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # of click, or of the copy of it inside typer
 NO_MEMORY = "can't allocate memory"  # in PyTorch's words, which are a plain RuntimeError
 LESS_MEMORY = "lower data.image_size, the width of networks or batch_size, or stream the images (data.streaming)"
 
@@ -59,7 +58,8 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
     except UserError as error:
         stop(f"error: {error}" if "\n" not in str(error) else f"error:\n{error}", USER_ERROR)
     except USAGE_ERROR as error:  # of the options, which typer would draw into a box, also with --json
-        stop(f"error: {error.format_message().rstrip('.')}; see `{error.ctx.command_path} --help`", USER_ERROR)
+        whose = error.ctx.command_path if error.ctx else "hksd"
+        stop(f"error: {error.format_message().rstrip('.')}; see `{whose} --help`", USER_ERROR)
     except ModuleNotFoundError as error:
         if (mend := install_line(error)) is None:
             raise
@@ -83,6 +83,13 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
 
 class Commands(TyperGroup):
     """The group of commands; sees errors and Ctrl-C before typer does."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what stands before the command: nothing but --help."""
+        if not args:
+            return super().parse_args(ctx, args)  # it is help that is wanted
+        with _exit_codes("--json" in sys.argv[1:]):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -119,14 +126,14 @@ for _command in (
     sync,
 ):
     _name = _command.__name__.rpartition(".")[2]
-    app.command(_name.replace("_", "-"), epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
+    app.command(_name.replace("_", "-"), cls=Command, epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
 
 
 def main() -> None:
     """Entry point of the `hksd` command."""
     streams.make_last()
     takeover.clear()
-    app()
+    app(prog_name="hksd")  # also where Python was started with -m
 
 
 if __name__ == "__main__":

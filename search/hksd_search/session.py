@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from hksd.config.run import dump
 from hksd.data import store
 from hksd.errors import UserError, nearest
 from hksd.files import write_atomically
-from hksd.yaml import parse_yaml, to_yaml
+from hksd.yaml import Override, parse_yaml, to_yaml
 from hksd_search.console import relative
 from hksd_search.space import space as spaces
 from hksd_search.space.latency import FOLDER as LATENCIES
@@ -43,7 +43,7 @@ def new_name(space: Space) -> str:
 
 
 def space_and_name(
-    given: str, name: str | None, runs: Path, overrides: list[str], going_on: bool, extend: int
+    given: str, name: str | None, runs: Path, overrides: Sequence[str | Override], going_on: bool, extend: int
 ) -> tuple[Space, str]:
     """The space and the name of a search, from what the user typed.
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hksd.bounds import LAST_SEED
 from hksd.config.run import config_hash, dump, from_tree
 from hksd.errors import UserError
-from hksd.schema import LAST_SEED
 from hksd_search.confirm.contenders import Run, arms, new_seeds, runs_of, students, unfinished_arms
 from hksd_search.space.arms import ARMS, NO_DISTILLATION, STANDARD_KD
 from hksd_search.study.reading import SearchFolder

@@ -256,4 +256,4 @@ def test_a_share_of_a_gpu_is_auto_or_a_number_and_the_message_says_so(value: Any
     found, problems = check(Resources, {"gpu": value})
     assert found is None
     (said,) = [str(problem).split(" (got")[0] for problem in problems]
-    assert said == "gpu: must be 'auto' or a number from 0 to 1000"
+    assert said == "gpu: must be 'auto', 0 or a number from 0.0001 to 1000"

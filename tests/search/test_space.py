@@ -256,7 +256,9 @@ def test_only_a_term_can_be_switched_off(place: str) -> None:
 
 
 def test_an_unknown_space_names_the_nearest_and_all_known_ones() -> None:
-    with pytest.raises(UserError, match=r"unknown space 'quickstrat'; did you mean 'quickstart'\?") as caught:
+    with pytest.raises(
+        UserError, match=r"unknown space or configuration 'quickstrat'; did you mean 'quickstart'\?"
+    ) as caught:
         spaces.load("quickstrat")
     assert all(file.stem in str(caught.value) for file in SHIPPED)
 

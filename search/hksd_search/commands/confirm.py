@@ -8,20 +8,28 @@ import typer
 
 from hksd import bounds
 from hksd.errors import UserError
-from hksd_search.commands.options import DEFAULT_RUNS, Address, Json, Name, Runs
+from hksd_search.commands.options import DEFAULT_RUNS, Address, Json, Name, Runs, whole
 from hksd_search.commands.output import Output
 
+TOP = 3  # students that are confirmed where nothing else is said
 EXAMPLE = "`hksd confirm first --top 3 --seeds 5`"
 
 
 def confirm(
     name: Name,
     top: Annotated[
-        int, typer.Option(min=1, max=bounds.TRIALS, help="Students to confirm: the best of the search.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            parser=whole(1, bounds.TRIALS), metavar="N", help="Students to confirm: the best of the search; default 3."
+        ),
+    ] = None,
     seeds: Annotated[
         int,
-        typer.Option(min=1, max=bounds.GRID_POINTS, help="Seeds for each student and each arm; one gives no interval."),
+        typer.Option(
+            parser=whole(1, bounds.GRID_POINTS),
+            metavar="N",
+            help="Seeds for each student and each arm; one gives no interval.",
+        ),
     ] = 5,
     trials: Annotated[
         str | None, typer.Option(metavar="N,N", help="Students to confirm by number, in place of the best.")
@@ -32,13 +40,16 @@ def confirm(
 ) -> None:
     """Train the best students and the arms again over new seeds; then open the test split, once, and compare."""
     from hksd_search import console
-    from hksd_search.backend import last_word
+    from hksd_search.backend import last_word, reach
     from hksd_search.confirm import confirm as confirmations
     from hksd_search.confirm import files as confirm_files
 
     output = Output(as_json)
+    if top is not None and trials is not None:
+        raise UserError("--top takes the best students and --trials names them; give one of them")
+    reach.must_answer(address)
     display = console.Display(output.console, 0)
-    request = confirmations.Request(name, runs, top, seeds, _numbers(trials), address)
+    request = confirmations.Request(name, runs, top or TOP, seeds, _numbers(trials), address)
     try:
         with last_word.spoken_for(request.command, as_json):
             facts = confirmations.confirm(request, display)
@@ -60,9 +71,12 @@ def _numbers(text: str | None) -> tuple[int, ...]:
     if text is None:
         return ()
     try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = (-1,)
-    if min(numbers) < 0:
-        raise UserError(f"--trials {text}: expected numbers of trials with commas between, for example 3,7")
+        numbers = tuple(map(whole(0, bounds.TRIALS), text.split(",")))
+    except typer.BadParameter as error:
+        raise UserError(
+            f"--trials {text!r}: expected numbers of trials with commas between, for example 3,7"
+        ) from error
+    twice = [one for one in numbers if numbers.count(one) > 1]
+    if twice:
+        raise UserError(f"--trials {text}: trial {twice[0]} stands twice; every student once")
     return numbers

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from hksd.errors import UserError
-from hksd_search.commands.options import DEFAULT_RUNS, FAILED, Json, Runs, install_line
+from hksd_search.commands.options import DEFAULT_RUNS, FAILED, Json, Runs, install_line, text
 from hksd_search.commands.output import Output
 
 EXAMPLE = "`hksd doctor`"
@@ -26,17 +26,26 @@ LEAST_DISK_GB = 1.0
 def doctor(
     runs: Runs = DEFAULT_RUNS,
     tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow store to check; default $MLFLOW_TRACKING_URI, else SQLite in --runs.")
+        str | None,
+        typer.Option(
+            parser=text,
+            metavar="URI",
+            help="MLflow store to check; default $MLFLOW_TRACKING_URI, else SQLite in --runs.",
+        ),
     ] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="Also check every node of a Ray cluster.")] = False,
-    address: Annotated[str, typer.Option(help="Ray cluster for --cluster.")] = "auto",
+    address: Annotated[
+        str | None, typer.Option(parser=text, metavar="TEXT", help="Ray cluster for --cluster; default auto.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check that this machine (or every node of a cluster) can run searches."""
     output = Output(as_json)
+    if address is not None and not cluster:
+        raise UserError("--address is for the check of a cluster; add --cluster, or leave it out")
     findings = check_machine(runs, tracking_uri)
     if cluster:
-        findings += check_cluster(address)
+        findings += check_cluster(address or "auto")
     good = all(finding.ok for finding in findings)
 
     def show(console: Console) -> None:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from hksd import bounds
-from hksd_search.commands.options import DEFAULT_RUNS, Address, Json, Overrides, Runs
+from hksd_search.commands.options import DEFAULT_RUNS, Address, Json, Overrides, Runs, changes, number, whole
 from hksd_search.commands.output import Output
 
 if TYPE_CHECKING:
@@ -23,38 +23,51 @@ GIB = 2**30
 def estimate(
     space: Annotated[str, typer.Argument(metavar="SPACE", help="Name of a shipped space, or a path.")],
     trials: Annotated[
-        int | None, typer.Option(min=1, max=bounds.TRIALS, help="Trials to train, in place of the space's number.")
+        int | None,
+        typer.Option(
+            parser=whole(1, bounds.TRIALS), metavar="N", help="Trials to train, in place of the space's number."
+        ),
     ] = None,
     concurrent: Annotated[
-        int | None, typer.Option(min=1, max=bounds.CONCURRENT, help="Trials at once, in place of the space's.")
+        int | None,
+        typer.Option(parser=whole(1, bounds.CONCURRENT), metavar="N", help="Trials at once, in place of the space's."),
     ] = None,
     cpus: Annotated[
-        int | None, typer.Option(min=1, max=bounds.CLUSTER, help="Cores that the search will have; default those here.")
+        int | None,
+        typer.Option(
+            parser=whole(1, bounds.CLUSTER), metavar="N", help="Cores that the search will have; default those here."
+        ),
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=0, max=bounds.CLUSTER, help="GPUs that the search will have; default those here.")
+        int | None,
+        typer.Option(
+            parser=whole(0, bounds.CLUSTER), metavar="N", help="GPUs that the search will have; default those here."
+        ),
     ] = None,
-    price: Annotated[float | None, typer.Option(help="Money that a device costs in an hour.")] = None,
+    price: Annotated[
+        float | None, typer.Option(parser=number(), metavar="MONEY", help="Money that a device costs in an hour.")
+    ] = None,
     address: Address = None,
     overrides: Overrides = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:
     """Measure a few steps and say what a search would take: time, memory, money. Trains and keeps nothing."""
+    from hksd_search.backend import reach
     from hksd_search.estimate.estimate import estimate as measure
     from hksd_search.estimate.question import machine_here
     from hksd_search.space import space as spaces
 
     output = Output(as_json)
-    given = {"concurrent": concurrent, "price": price}
-    changed = [f"search.{key}={value}" for key, value in given.items() if value is not None]
-    parsed = spaces.load(space, [*(overrides or []), *changed]).with_trials(trials)
+    changed = changes(overrides, {"--concurrent": concurrent, "--price": price})
+    parsed = spaces.load(space, changed).with_trials(trials)
+    reach.must_answer(address)
     machine = machine_here(address, cpus, gpus)
 
     def say(text: str) -> None:
         output.console.print(text, highlight=False, markup=False)
 
-    with spaces.document(space, [*(overrides or []), *changed]).placing():
+    with spaces.document(space, changed).placing():
         found = measure(parsed, machine, runs=runs, say=say)
 
     def show(console: Console) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hksd_search.commands.options import DEFAULT_RUNS, Json, Overrides, Runs
+from hksd_search.commands.options import DEFAULT_RUNS, Json, Overrides, Runs, changes, one_of
 from hksd_search.commands.output import Output
 
 EXAMPLE = "`hksd evaluate runs/first/export --split test`"
@@ -21,7 +21,14 @@ def evaluate(
             metavar="CONFIG_OR_DIR", help="Exported student, folder of `hksd train --out`, or the configuration in one."
         ),
     ],
-    split: Annotated[str, typer.Option(help="val, or test (its opening is recorded in the folder).")] = "val",
+    split: Annotated[
+        str,
+        typer.Option(
+            parser=one_of("val", "test"),
+            metavar="val|test",
+            help="val, or test (its opening is recorded in the folder).",
+        ),
+    ] = "val",
     overrides: Overrides = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
@@ -42,9 +49,7 @@ def evaluate(
     from hksd_search.session import IMAGES
     from hksd_search.study import openings
 
-    output = Output(as_json)
-    if split not in ("val", "test"):
-        raise UserError(f"--split {split}: must be val or test")
+    output, changed = Output(as_json), changes(overrides)
     path = expanded(target, "CONFIG_OR_DIR")
     folder = path if path.is_dir() else path.parent
     named = [folder / name for name in (EXPORTED_CONFIG, loop.CONFIG_FILE)]
@@ -55,7 +60,7 @@ def evaluate(
         raise UserError(
             f"{folder}: no {training.WEIGHTS_FILE} here; train with `hksd train {config_file} --out DIR` first"
         )
-    config = load(config_file, overrides or [])
+    config = load(config_file, changed)
     data = datasets.load(config.data, runs / IMAGES)
     student, metadata = load_student(config, data, folder / training.WEIGHTS_FILE)
     data = as_trained(data, metadata)

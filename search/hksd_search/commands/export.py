@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hksd_search.commands.options import DEFAULT_RUNS, Json, Name, Runs, path
+from hksd import bounds
+from hksd_search.commands.options import DEFAULT_RUNS, Json, Name, Runs, path, whole
 from hksd_search.commands.output import Output
 
 EXAMPLE = "`hksd export first --trial 7 --to out/student`"
@@ -15,7 +16,9 @@ EXAMPLE = "`hksd export first --trial 7 --to out/student`"
 
 def export(
     name: Name,
-    trial: Annotated[int | None, typer.Option(min=0, help="Trial to export; default the best.")] = None,
+    trial: Annotated[
+        int | None, typer.Option(parser=whole(0, bounds.TRIALS), metavar="N", help="Trial to export; default the best.")
+    ] = None,
     to: Annotated[
         Path | None, typer.Option(parser=path, metavar="PATH", help="Folder to write to; default runs/NAME/export.")
     ] = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from hksd_search.commands.options import DEFAULT_RUNS, Json, Overrides, Runs, search_name
+from hksd_search.commands.options import DEFAULT_RUNS, Json, Overrides, Runs, changes, search_name, text
 from hksd_search.commands.output import Output
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ def import_study(
     storage: Annotated[str, typer.Argument(metavar="STORAGE", help="sqlite:///FILE, a database, or a journal file.")],
     space: Annotated[str, typer.Argument(metavar="SPACE", help="Name of a shipped space, or a path.")],
     name: Annotated[str, typer.Option("--as", parser=search_name, metavar="NAME", help="Name of the search to write.")],
-    study: Annotated[str | None, typer.Option(help="Which study, where the storage has several.")] = None,
+    study: Annotated[
+        str | None, typer.Option(parser=text, metavar="NAME", help="Which study, where the storage has several.")
+    ] = None,
     overrides: Overrides = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
@@ -38,7 +40,7 @@ def import_study(
     from hksd_search.space import space as spaces
 
     output = Output(as_json)
-    found = convert(storage, spaces.load(space, overrides or []), runs, name, study)
+    found = convert(storage, spaces.load(space, changes(overrides)), runs, name, study)
 
     def show(out: Console) -> None:
         out.print(f"{found.trials} trials of the study {found.study} with {', '.join(found.used)}", highlight=False)

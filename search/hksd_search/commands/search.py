@@ -10,7 +10,19 @@ from rich.console import Console
 
 from hksd import bounds
 from hksd.errors import UserError
-from hksd_search.commands.options import DEFAULT_RUNS, Address, Json, Overrides, Runs, TrackingUri, search_name
+from hksd_search.commands.options import (
+    DEFAULT_RUNS,
+    Address,
+    Json,
+    Overrides,
+    Runs,
+    TrackingUri,
+    changes,
+    number,
+    search_name,
+    stored_name,
+    whole,
+)
 from hksd_search.commands.output import Output
 
 EXAMPLE = "`hksd search quickstart --trials 12 --name first`"
@@ -28,28 +40,49 @@ def search(
         typer.Option(parser=search_name, metavar="NAME", help="Name of the search; default the space and the time."),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, max=bounds.TRIALS, help="Trials to train, in place of the space's number.")
+        int | None,
+        typer.Option(
+            parser=whole(1, bounds.TRIALS), metavar="N", help="Trials to train, in place of the space's number."
+        ),
     ] = None,
     max_device_hours: Annotated[
-        float | None, typer.Option(help="Hours of training, over all devices, after which the search ends.")
+        float | None,
+        typer.Option(
+            parser=number("hours"),
+            metavar="HOURS",
+            help="Hours of training, over all devices, after which the search ends.",
+        ),
     ] = None,
-    max_cost: Annotated[float | None, typer.Option(help="Money after which the search ends; needs --price.")] = None,
-    price: Annotated[float | None, typer.Option(help="Money that a device costs in an hour.")] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(parser=number(), metavar="MONEY", help="Money after which the search ends; needs --price."),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(parser=number(), metavar="MONEY", help="Money that a device costs in an hour.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search of that name.")] = False,
     extend: Annotated[
         int | None,
-        typer.Option(min=1, max=bounds.TRIALS, metavar="TRIALS", help="Continue it with that many trials more."),
+        typer.Option(parser=whole(1, bounds.TRIALS), metavar="TRIALS", help="Continue it with that many trials more."),
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(min=0, metavar="POINTS", help="Find the smallest student that loses at most that many points."),
+        typer.Option(
+            parser=number("points"),
+            metavar="POINTS",
+            help="Find the smallest student that loses at most that many points.",
+        ),
     ] = None,
     arms: Annotated[
         str | None, typer.Option(metavar="fixed|tuned|none", help="What to measure against; see docs/arms.md.")
     ] = None,
     warm_start: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Start from an earlier search below --runs; may be given many times."),
+        typer.Option(
+            parser=stored_name,
+            metavar="NAME",
+            help="Start from an earlier search below --runs; may be given many times.",
+        ),
     ] = None,
     address: Address = None,
     tracking_uri: TrackingUri = None,
@@ -65,6 +98,7 @@ def search(
 ) -> None:
     """Search, log every trial in MLflow, export the best student."""
     from hksd_search import console, run, session
+    from hksd_search.backend import reach
     from hksd_search.export import files_in
     from hksd_search.space import space as spaces
     from hksd_search.tracking import access
@@ -73,13 +107,13 @@ def search(
     output = Output(as_json)
     addresses.off_the_command_line(tracking_uri)
     options = {
-        "max_drop": max_drop,
-        "arms": arms,
-        "max_device_hours": max_device_hours,
-        "max_cost": max_cost,
-        "price": price,
+        "--max-drop": max_drop,
+        "--arms": arms,
+        "--max-device-hours": max_device_hours,
+        "--max-cost": max_cost,
+        "--price": price,
     }
-    changes = [*(overrides or []), *(f"search.{key}={value}" for key, value in options.items() if value is not None)]
+    changed = changes(overrides, options)
     if extend and trials:
         raise UserError("--extend adds trials and --trials sets their number; give one of them")
     going_on = resume or extend is not None
@@ -87,11 +121,12 @@ def search(
         raise UserError("--warm-start is for the start of a search; one that goes on keeps what it took over then")
     if move_tracking and not going_on:
         raise UserError("--move-tracking is for a search that goes on (--resume, --extend); a new one has no store yet")
-    parsed, name = session.space_and_name(given, name, runs, changes, going_on, extend or 0)
+    parsed, name = session.space_and_name(given, name, runs, changed, going_on, extend or 0)
     parsed = parsed.with_trials(trials)
+    reach.must_answer(address)
     display = console.Display(output.console, parsed.search.trials)
     try:
-        with spaces.document(parsed.source, changes).placing():
+        with spaces.document(parsed.source, changed).placing():
             outcome = run.search(
                 parsed,
                 name=name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
@@ -12,12 +13,13 @@ import typer
 from rich.console import Console
 
 from hksd import bounds
-from hksd_search.commands.options import Json, Overrides
+from hksd_search.commands.options import Json, Overrides, changes, whole
 from hksd_search.commands.output import Output
 
 if TYPE_CHECKING:
     from hksd.config.networks import StudentConfig
     from hksd.config.run import RunConfig
+    from hksd.yaml import Override
     from hksd_search.space.sizes import Costs
     from hksd_search.space.space import Space
 
@@ -29,16 +31,19 @@ BACKWARD = 3  # a training step costs about three forward passes
 def space(
     name: Annotated[str, typer.Argument(metavar="SPACE", help="Name of a shipped space, or a path.")],
     overrides: Overrides = None,
-    samples: Annotated[int, typer.Option(min=0, max=bounds.GRID_POINTS, help="Sampled configurations to show.")] = 3,
+    samples: Annotated[
+        int, typer.Option(parser=whole(0, bounds.GRID_POINTS), metavar="N", help="Sampled configurations to show.")
+    ] = 3,
     as_json: Json = False,
 ) -> None:
     """Show a search space: its ranges, sampled configurations, the share within its limits."""
     from hksd_search.space import space as spaces
     from hksd_search.space.preview import DRAWS
 
-    parsed = spaces.load(name, overrides or [])
+    changed = changes(overrides)
+    parsed = spaces.load(name, changed)
     draws = max(samples, DRAWS)
-    seen = _look(parsed, draws, name, overrides or [])
+    seen = _look(parsed, draws, name, changed)
     facts = _facts(parsed, seen, samples, draws)
     Output(as_json).give(facts, lambda console: _show(console, parsed, seen, samples, draws))
 
@@ -68,7 +73,7 @@ class _Seen:
     knowledge: dict[str, Any] | None = None
 
 
-def _look(space: Space, count: int, name: str, overrides: list[str]) -> _Seen:
+def _look(space: Space, count: int, name: str, overrides: Sequence[Override]) -> _Seen:
     """Draw from a space. Sizes need the shape of the images: where the data cannot be read, they are left out.
 
     Raises:

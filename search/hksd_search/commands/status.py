@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hksd_search.commands.options import DEFAULT_RUNS, Json, Name, Runs
+from hksd import bounds
+from hksd_search.commands.options import DEFAULT_RUNS, Json, Name, Runs, whole
 from hksd_search.commands.output import Output
 
 EXTRA = ("running", "interrupted", "waiting", "imported")  # statuses that a search that has ended may not have
@@ -23,7 +24,9 @@ EXAMPLE = "`hksd status first`"
 
 def status(
     name: Name,
-    last: Annotated[int, typer.Option(min=0, help="Newest trials to list; 0 for all.")] = 50,
+    last: Annotated[
+        int, typer.Option(parser=whole(0, bounds.TRIALS), metavar="N", help="Newest trials to list; 0 for all.")
+    ] = 50,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:

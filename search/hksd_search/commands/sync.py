@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hksd.errors import UserError
-from hksd_search.commands.options import DEFAULT_RUNS, FAILED, Json, Name, Runs
+from hksd_search.commands.options import DEFAULT_RUNS, FAILED, Json, Name, Runs, text
 from hksd_search.commands.output import Output
 
 if TYPE_CHECKING:  # imports Optuna
@@ -24,7 +24,9 @@ def sync(
     name: Name,
     tracking_uri: Annotated[
         str | None,
-        typer.Option(metavar="URI", help="Another MLflow store: all is written to it, and the search stays with it."),
+        typer.Option(
+            parser=text, metavar="URI", help="Another MLflow store: all is written to it, and the search stays with it."
+        ),
     ] = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from hksd import bounds
-from hksd_search.commands.options import DEFAULT_RUNS, Json, Overrides, Runs
+from hksd_search.commands.options import DEFAULT_RUNS, Json, Overrides, Runs, changes, whole
 from hksd_search.commands.output import Output
 
 EXAMPLE = "`hksd teacher quickstart`"
@@ -18,7 +18,11 @@ def teacher(
     overrides: Overrides = None,
     views: Annotated[
         int | None,
-        typer.Option(min=0, max=bounds.EPOCHS, help="Views of the images to build now; default all, 0 for none."),
+        typer.Option(
+            parser=whole(0, bounds.EPOCHS),
+            metavar="N",
+            help="Views of the images to build now; default all, 0 for none.",
+        ),
     ] = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
@@ -36,11 +40,11 @@ def teacher(
     from hksd_search.space import space as spaces
     from hksd_search.teaching import Teaching
 
-    output, changes = Output(as_json), overrides or []
+    output, changed = Output(as_json), changes(overrides)
     path = spaces.find(name)
-    document = spaces.document(name, changes)
-    space = spaces.load(name, changes) if "search" in document.tree else None
-    config = space.middle({}) if space else load(path, changes)
+    document = spaces.document(name, changed)
+    space = spaces.load(name, changed) if "search" in document.tree else None
+    config = space.middle({}) if space else load(path, changed)
     if config.teacher is None:
         raise UserError(f"{path}: this run has no teacher section")
     with document.placing():

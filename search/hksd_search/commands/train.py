@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hksd_search.commands.options import DEFAULT_RUNS, Json, Overrides, Runs, path
+from hksd.bounds import LAST_SEED
+from hksd_search.commands.options import DEFAULT_RUNS, Json, Overrides, Runs, changes, path, whole
 from hksd_search.commands.output import Output
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ EXAMPLE = "`hksd train best.yaml --set train.epochs=10 --seed 1 --out out/studen
 def train(
     name: Annotated[str, typer.Argument(metavar="CONFIG", help="Run configuration: a name or a path.")],
     overrides: Overrides = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of initial weights and order of images.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(parser=whole(0, LAST_SEED), metavar="N", help="Seed of initial weights and order of images."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(parser=path, metavar="PATH", help="Folder for checkpoints and weights; continues what is there."),
@@ -45,9 +49,9 @@ def train(
     from hksd_search.space import space as spaces
 
     output = Output(as_json)
-    changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
-    config = load(spaces.find(name), changes)
-    document = spaces.document(name, changes)
+    changed = changes(overrides, {"--seed": seed}, section=())
+    config = load(spaces.find(name), changed)
+    document = spaces.document(name, changed)
     with document.placing():
         data = datasets.load(config.data, runs / IMAGES)
         verify(config, **data.image_shape)  # before the teacher, whose training may take long
@@ -90,7 +94,11 @@ def train(
     finally:
         display.close()
     if result.stopped:
-        raise InterruptedRun(_how_to_continue(result, name, changes, out, runs))
+        raise InterruptedRun(
+            _how_to_continue(
+                result, name, [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])], out, runs
+            )
+        )
     facts = training.summary(config, data, result)
     facts |= {"provenance": provenance(), "out": str(out) if out else None}
 

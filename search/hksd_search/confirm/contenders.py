@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hksd.bounds import LAST_SEED
 from hksd.config.run import RunConfig, config_hash, from_tree
 from hksd.errors import UserError
 from hksd.fit import RESULT_FILE
-from hksd.schema import LAST_SEED
 from hksd_search.study.reading import SearchFolder
 from hksd_search.study.records import Record
 

@@ -127,6 +127,8 @@ def parse(node: Mapping[str, Any], path: tuple[str | int, ...]) -> tuple[Range |
         faults.append(Problem((*path, "step"), message))
     elif step is not None and kind == "int" and not float(step).is_integer():
         faults.append(Problem((*path, "step"), f"must be a whole number in an int range (got {describe(step)})"))
+    elif step is not None and all(map(_number, values)):
+        faults += _step_faults(float(step), float(values[1]) - float(values[0]), kind, (*path, "step"))
     faults += _choice_faults(values, where) if kind == "choice" else _bound_faults(kind, values, where)
     if faults:
         return None, faults
@@ -137,6 +139,14 @@ def parse(node: Mapping[str, Any], path: tuple[str | int, ...]) -> tuple[Range |
     return Range(kind, tuple(values), step, float(off)), []
 
 
+def _step_faults(step: float, width: float, kind: str, where: KeyPath) -> list[Problem]:
+    if step > width > 0:
+        return [Problem(where, f"leaves nothing but the low end: at most {width:.12g}, high less low (got {step:g})")]
+    if kind == "uniform" and width / step > bounds.RANGE_STEPS:
+        return [Problem(where, f"makes more than {bounds.RANGE_STEPS:,} values; leave it out for any (got {step:g})")]
+    return []
+
+
 def _choice_faults(values: list[Any], where: tuple[str | int, ...]) -> list[Problem]:
     if not values:
         return [Problem(where, "empty range: give at least one value")]
@@ -145,7 +155,7 @@ def _choice_faults(values: list[Any], where: tuple[str | int, ...]) -> list[Prob
     return [
         Problem((*where, i), f"the value {describe(value)} stands twice")
         for i, value in enumerate(values)
-        if any(value == v and type(value) is type(v) for v in values[:i])
+        if any(value == v and isinstance(value, bool) is isinstance(v, bool) for v in values[:i])
     ] + [
         Problem((*where, i), f"a choice is a single value (got {describe(value)})")
         for i, value in enumerate(values)

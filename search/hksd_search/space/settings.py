@@ -180,8 +180,9 @@ def _scheduler(value: Any) -> Any:
 
 def _check_gpu(value: object) -> object:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value != "auto" and not (number and 0 <= value <= bounds.GPUS):  # type: ignore[operator]
-        raise ValueError(f"must be 'auto' or a number from 0 to {bounds.GPUS:g} (got {describe(value)})")
+    if value != "auto" and not (number and (value == 0 or bounds.GPUS_LEAST <= value <= bounds.GPUS)):  # type: ignore[operator]
+        least, most = f"{bounds.GPUS_LEAST:.4f}", f"{bounds.GPUS:g}"
+        raise ValueError(f"must be 'auto', 0 or a number from {least} to {most} (got {describe(value)})")
     return value
 
 
@@ -207,7 +208,7 @@ class Resources(Section):
     memory_gb: Annotated[
         float | None,
         Field(
-            gt=0,
+            ge=bounds.MEMORY_GB_LEAST,
             le=bounds.MEMORY_GB,
             description="memory that a trial may hold, in 10^9 bytes; default its part of 90 % of the machine's",
         ),
@@ -288,7 +289,7 @@ class SearchConfig(Section):
     epoch_timeout: Annotated[
         float | None,
         Field(
-            gt=0,
+            ge=bounds.SECONDS_LEAST,
             le=bounds.SECONDS,
             description="seconds after which an epoch counts as hung; default from those so far",
         ),

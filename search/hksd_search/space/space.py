@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.resources
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from hksd.errors import KeyPath, Problem, UserError, unknown
 from hksd.files import expanded
 from hksd.models.user import is_user
 from hksd.schema import build, check, section_fields
-from hksd.yaml import Document, parse_yaml, read_yaml
+from hksd.yaml import Document, Override, parse_yaml, read_yaml
 from hksd_search.space import alternatives, ranges
 from hksd_search.space.ranges import Draws, Range, grid_problems
 from hksd_search.space.settings import SearchConfig
@@ -152,11 +152,13 @@ def find(name: str) -> Path:
             return path
         if path.exists() and not path.is_dir():
             raise UserError(f"{name}: a pipe or a device; give a plain file")
+        if path.is_dir() and path.parts:
+            raise UserError(f"{name}: a folder; give a .yaml file in it, or the name of a space ({', '.join(known)})")
     except OSError as error:  # a folder that may not be looked into
         raise UserError(f"{name}: {error.strerror}") from error
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise UserError(f"{name}: no such file")
-    raise UserError(unknown("space", name, known) + ", or a path to a .yaml file")
+    raise UserError(unknown("space or configuration", name, known) + ", or a path to a .yaml file")
 
 
 def shipped() -> dict[str, Path]:
@@ -166,7 +168,7 @@ def shipped() -> dict[str, Path]:
     return {file.stem: file for file in files}
 
 
-def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Space:
+def load(name: str, overrides: Sequence[str | Override] = ()) -> Space:
     """Load a space by name or path, with ``a.b=value`` overrides.
 
     Raises:
@@ -180,7 +182,7 @@ def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Space:
     return space
 
 
-def document(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Document:
+def document(name: str, overrides: Sequence[str | Override] = ()) -> Document:
     """The file of a space or a run configuration as it stands, with overrides; see `find` for its name."""
     return read_yaml(find(name)).changed(overrides)
 

@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from hksd.config.run import from_tree
 from hksd.deploy.export import Row
 from hksd.errors import UserError, key_path
 from hksd.files import expanded
+from hksd.schema import check
 from hksd.teacher.teacher import FAMILIAR
 from hksd_search.space.arms import ARMS
 from hksd_search.space.settings import Cost, shown
@@ -154,13 +155,18 @@ def _row(name: str, record: Record | None) -> Row:
     )
 
 
+_FINITE = ConfigDict(allow_inf_nan=False)
+
+
+@with_config(_FINITE)
 class _Teacher(TypedDict):
     model: str
-    accuracy: float
+    accuracy: Annotated[float, Field(ge=0, le=1)]
     params: int
     mflops: float
 
 
+@with_config(_FINITE)
 class _Facts(TypedDict, total=False):
     """What is read of search.json; more may stand there."""
 
@@ -170,24 +176,28 @@ class _Facts(TypedDict, total=False):
     provenance: dict[str, Any] | None
     teaching: dict[str, Any] | None
     latency: dict[str, Any] | None
-    minimize: list[Cost] | None
-    max_drop: float | None
-    arms: str
-    epochs: int
+    minimize: tuple[Cost, ...] | None
+    max_drop: Annotated[float, Field(ge=0, le=100)] | None
+    arms: Literal["fixed", "tuned", "none"]
+    epochs: Annotated[int, Field(ge=1)]
     ended: str | None
 
 
 def _fault_of(facts: Any) -> str | None:
     """What is wrong with the content of search.json, or None."""
-    try:
-        _FACTS.validate_python(facts)
-    except ValidationError as error:
-        first = error.errors()[0]
-        return f"{key_path(first['loc']) or 'the file'}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    _, problems = check(_Facts, facts)
+    if problems:
+        return f"{key_path(problems[0].path) or 'the file'} {problems[0].message}"
+    for key in ("teacher", "minimize") if facts.get("max_drop") is not None else ():
+        if not facts.get(key):
+            return f"{key} is missing, which max_drop needs"
     return None
 
 
-_FACTS = TypeAdapter(_Facts)
+def _in_words(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "lists and sections of thousands of levels"
+    return "no text in UTF-8" if isinstance(error, UnicodeDecodeError) else f"no JSON: {str(error).partition(';')[0]}"
 
 
 def open_search(runs: Path, name: str) -> SearchFolder:
@@ -204,8 +214,10 @@ def open_search(runs: Path, name: str) -> SearchFolder:
         facts = json.loads((where / FACTS_FILE).read_text())
     except FileNotFoundError:
         facts = {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{where / FACTS_FILE}: damaged: {error}; {MEND_FACTS}") from error
+    except OSError as error:
+        raise UserError(f"{where / FACTS_FILE}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # a RecursionError is one of thousands of levels
+        raise UserError(f"{where / FACTS_FILE}: damaged: {_in_words(error)}; {MEND_FACTS}") from error
     if fault := _fault_of(facts):
         raise UserError(f"{where / FACTS_FILE}: damaged: {fault}; {MEND_FACTS}")
     return SearchFolder(name, where, read_records(where), facts)
