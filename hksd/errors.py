@@ -87,9 +87,14 @@ def key_path(path: Iterable[str | int]) -> str:
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name nearest to `name`, or an empty string."""
-    folded = {one.casefold(): one for one in reversed(list(known))}
-    match = difflib.get_close_matches(str(name)[:NAMED].casefold(), folded, n=1, cutoff=0.5)
-    return f"; did you mean '{folded[match[0]]}'?" if match else ""
+    text, known = str(name)[:NAMED], list(known)
+    match = difflib.get_close_matches(text.casefold(), [one.casefold() for one in known], n=1, cutoff=0.5)
+    same = [one for one in known if [one.casefold()] == match]
+    return (
+        f"; did you mean '{max(same, key=lambda one: difflib.SequenceMatcher(None, one, text).ratio())}'?"
+        if same
+        else ""
+    )
 
 
 def some(names: Sequence[str]) -> str:

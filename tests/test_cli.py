@@ -327,6 +327,22 @@ def test_a_teacher_as_json_is_trained_once_and_then_read(files: Path) -> None:
     assert [path.name for path in (files / "teachers-only" / "teachers").iterdir()] == [first["key"]]
 
 
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
+def test_a_remark_on_a_loaded_teacher_is_told_once_also_with_json(
+    words: list[str], files: Path, trained: Path, tmp_path: Path
+) -> None:
+    student = yaml.safe_load((files / "run.yaml").read_text())["student"]
+    keys = {**student, "checkpoint": str(trained / "student.safetensors"), "mean": [0.9], "std": [0.01]}
+    tree = {**RUN, "teacher": {**keys, "expected_accuracy": 0.0}, "terms": {"ce": {}, "logits": {}}}
+    (tmp_path / "loaded.yaml").write_text(yaml.safe_dump(tree))
+    for _ in range(2):  # also from the cache
+        said = hksd("teacher", "loaded.yaml", *words)
+        assert said.code == 0, said.err
+        assert (said.err if words else said.out + said.err).count(
+            "trained on images of another normalisation; set"
+        ) == 1
+
+
 @pytest.mark.parametrize("command", ["space", "teacher", "estimate", "search", "train"])
 def test_a_fault_of_a_network_of_ones_own_comes_with_key_and_line_from_every_command(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

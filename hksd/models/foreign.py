@@ -48,13 +48,21 @@ class Names:
         self.groups = list(shared.values())
 
     def unwrapped(self) -> tuple[Names, dict[str, str]]:
-        """The same without what wrappers put into names, with the network's names; as it is where these clash."""
-        names = {_without_wrappers(name): name for name in self.tensors}
+        """The same without what wrappers put into names, or before all; with the network's names.
+
+        As it is where names clash.
+        """
+        short = {name: _without_wrappers(name) for name in self.tensors}
+        while len({name.partition(".")[0] for name in short.values()}) == 1 and all("." in n for n in short.values()):
+            if all("." not in name.partition(".")[2] for name in short.values()):
+                break  # the name of a layer
+            short = {real: name.partition(".")[2] for real, name in short.items()}
+        names = {name: real for real, name in short.items()}
         if len(names) < len(self.tensors):
             return self, {name: name for name in self.tensors}
         other = copy.copy(self)
         other.tensors = {name: self.tensors[real] for name, real in names.items()}
-        other.groups = [[_without_wrappers(name) for name in group] for group in self.groups]
+        other.groups = [[short[name] for name in group] for group in self.groups]
         return other, names
 
     def wanted(self) -> list[list[str]]:

@@ -20,10 +20,9 @@ from hksd.errors import UserError
 from hksd.models.taps import TappedNet
 from hksd.run.evaluate import kind_of, refuse_probabilities
 from hksd.teacher.inputs import Inputs, OwnInputs
-from hksd.teacher.repairs import FAR, RARE, Some, answers, at_least, far_more, keys_of, repairs
+from hksd.teacher.repairs import FAR, FINE, RARE, Some, answers, at_least, far_more, keys_of, repairs
 
 BELOW = 0.05  # so much below `teacher.expected_accuracy` is far below
-FINE = 0.9  # from here on no repair can give far more
 REPAIRS = 3  # shown in a message
 CAUSES = (
     "usual causes: another normalisation (teacher.preprocess, or teacher.mean and teacher.std), pixels on 0..255, "

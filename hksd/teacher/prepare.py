@@ -119,13 +119,15 @@ class _Stage:
         network, facts, cached = remembered(self.folder, "teacher", self._empty, self._network, known)
         network.to(self.device).eval().requires_grad_(False)
         memory.lay_out(network, network.layout)
+        told = facts.get("familiar", False), self._judged(facts, refuse)  # first: it knows the causes
         if facts["accuracy"] < self.settings.min_accuracy:
+            cure = "train it longer, take another, or lower the demand"
+            if helpful := "; ".join(facts.get("helpful", ())):
+                cure = f"of {facts['tried']} images tried, {helpful}"
             raise RunError(
                 f"the teacher {self.settings.model} reaches {facts['accuracy']:.2%} on the validation split, "
-                f"below teacher.min_accuracy {self.settings.min_accuracy:.2%}: "
-                "train it longer, take another, or lower the demand"
+                f"below teacher.min_accuracy {self.settings.min_accuracy:.2%}: {cure}"
             )
-        told = facts.get("familiar", False), self._judged(facts, refuse)
         for remark in told[1] if not cached and not quiet else ():
             log.warning("%s", remark)
         if self.spec is None:
@@ -174,7 +176,12 @@ class _Stage:
         """A network with the weights that the settings name, and what is to be known of it."""
         settings, network, told = self.settings, self._empty(), dict[str, str]()
         if settings.checkpoint is not None:
-            told = weights.load_into(network, expanded(settings.checkpoint, f"{settings.place}.checkpoint"))
+            path, key = settings.checkpoint, f"{settings.place}.checkpoint"
+            file = expanded(path, key)
+            try:
+                told = weights.load_into(network, file)
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from error
         else:
             network.bare.load_state_dict(_published(settings, self.data))
         _check_numbers(network, settings)

@@ -32,6 +32,7 @@ TRIED, TRIED_LARGE, LARGE = 384, 96, 64  # images of a trial; fewer of those abo
 LEAST, BUDGET = 24, 4e5  # of a trial of another size: images, and MFLOPs, which are some ten seconds
 BATCH = 96
 RARE = 1e-3  # what chance does no oftener is no chance
+FINE = 0.9  # from here on no repair can give far more
 FAR = 0.1  # a repair gives far more when it gives so much more accuracy, and chance would not
 NORMAL, CHANNELS = "another normalisation", "teacher.channels"
 ORDERED = 0.5  # the least that another order has to give: some order suits the answers of an untrained network too
@@ -113,7 +114,8 @@ def repairs(
     tried = {text: _tried(inner, text, inputs, seen, data) for text, inputs in ways.items()}
     found = [one for ones in tried.values() for one in ones]
     likely = max(tried, key=lambda text: tried[text][0].accuracy)
-    for size in sizes_to_try(now, known, data):
+    good = max(one.accuracy for one in found) > FINE
+    for size in () if good else sizes_to_try(now, known, data):
         if (other := resized(inner, settings, data, size)) is not None:
             affordable = max(LEAST, int(BUDGET / max(1.0, mflops_of(settings, data, size))))
             few = _fewer(seen, min(affordable, TRIED if size <= LARGE else TRIED_LARGE))

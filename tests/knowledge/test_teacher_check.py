@@ -20,7 +20,7 @@ from scipy import stats
 
 from hksd import models
 from hksd.data import DataSet, Split
-from hksd.errors import UserError
+from hksd.errors import RunError, UserError
 from hksd.fit import fit
 from hksd.models import weights
 from hksd.models.classes import order_of
@@ -194,6 +194,13 @@ def test_one_that_gives_probabilities_is_refused_before_it_is_trained(
     with pytest.raises(UserError, match="gives probabilities"):
         prepare(make_config(terms={"kd": {}}, teacher=keys), shades, on_progress=lambda _, at, *__: epochs.append(at))
     assert epochs == []
+
+
+def test_a_demand_that_it_does_not_meet_does_not_hide_the_cause(run: Make, shades: DataSet) -> None:
+    with pytest.raises(
+        RunError, match=r"below teacher\.min_accuracy 90.00%: of 144 images tried, .*preprocess: none it has"
+    ):
+        prepare(run(min_accuracy=0.9), shades)
 
 
 def test_weights_of_a_training_that_diverged_are_told_as_such(run: Make, shades: DataSet) -> None:

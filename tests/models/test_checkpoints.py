@@ -352,7 +352,7 @@ def test_every_other_file_is_told_by_what_it_is(name: str, tmp_path: Path, monke
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda net: nn.ModuleDict({"net": net})])
 @pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
 def test_a_network_that_is_wrapped_itself_takes_weights_of_a_bare_one(
     wrap: Callable[[nn.Module], nn.Module], prefix: str, tmp_path: Path
@@ -361,7 +361,10 @@ def test_a_network_that_is_wrapped_itself_takes_weights_of_a_bare_one(
     torch.save(behind(prefix), tmp_path / "x.pt")
     weights.load_into(into, tmp_path / "x.pt")
     assert same(
-        {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in into.state_dict().items()},
+        {
+            name.removeprefix("module.").removeprefix("_orig_mod.").removeprefix("net."): value
+            for name, value in into.state_dict().items()
+        },
         STATE,
     )
 

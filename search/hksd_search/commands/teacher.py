@@ -57,6 +57,8 @@ def teacher(
             how: dict[str, Any] = {"cache_dir": runs / TEACHERS, "on_progress": display.teacher}
             made = teachers.prepare(config, data, **how, refuse=False, quiet=True)
             teaching = Teaching(config, data, made, runs / TEACHERS) if config.terms.teacher_needs else None
+            for remark in made.remarks:  # also with --json, on stderr
+                display.line(f"warning: {remark}")
             if teaching is not None:
                 display.line(str(teaching))
                 built = teaching.build(display, views)
@@ -84,8 +86,6 @@ def teacher(
             f"{', from the cache' if made.cached else ''}{f'; {FAMILIAR}' if made.familiar else ''}",
             highlight=False,
         )
-        for remark in made.remarks:
-            console.print(f"warning: {remark}", highlight=False, markup=False, soft_wrap=True)
         for level, accuracy in enumerate(made.attention_accuracy, 1):
             console.print(f"squeezed vectors of level {level}: {percent(accuracy)} with a linear head", highlight=False)
         console.print(f"kept in {facts['folder']}", highlight=False)
