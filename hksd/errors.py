@@ -90,11 +90,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
     text, known = str(name)[:NAMED], list(known)
     match = difflib.get_close_matches(text.casefold(), [one.casefold() for one in known], n=1, cutoff=0.5)
     same = [one for one in known if [one.casefold()] == match]
-    return (
-        f"; did you mean '{max(same, key=lambda one: difflib.SequenceMatcher(None, one, text).ratio())}'?"
-        if same
-        else ""
-    )
+    best = max(same, key=lambda one: difflib.SequenceMatcher(None, one, text).ratio(), default=None)
+    return f"; did you mean '{best}'?" if best else ""
 
 
 def some(names: Sequence[str]) -> str:
