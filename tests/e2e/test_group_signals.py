@@ -108,10 +108,18 @@ def test_a_part_of_ray_that_dies_does_not_end_the_search(
     """At the start Ray ends the driver within 80 ms of the death of an agent: it misses its images in the store."""
     program = start("search", "space.yaml", "--name", "all", "--set", "train.epochs=10", "--json", cwd=place)
     program.wait_until(lambda: moment(place / "runs" / "all"))
-    for pid in program.processes():
-        with contextlib.suppress(OSError):
-            if part in Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]:
-                os.kill(pid, signal.SIGKILL)
+    found: list[int] = []
+
+    def there() -> bool:
+        for pid in program.processes():
+            with contextlib.suppress(OSError):
+                if part in Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]:
+                    found.append(pid)
+        return bool(found)
+
+    program.wait_until(there)  # on a busy machine an agent gets its name later than trials begin
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
     assert program.wait(200) == 0, program.err
     assert f"Ray died ({called}); it is started again" in program.err
     assert program.json()["trials"]["complete"] == 3
