@@ -280,6 +280,12 @@ def test_a_search_that_goes_on_stays_with_its_store_and_takes_secrets_from_where
     assert "stays in its store" in caplog.text
 
 
+@pytest.mark.parametrize("given", ["", "  "])
+def test_an_empty_address_is_not_taken_for_none(given: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--tracking-uri is empty: give an address"):
+        address.choose(tmp_path / "runs" / "new", given, environment={})
+
+
 def test_another_address_is_refused_with_both_and_the_option_that_moves(folder: Path) -> None:
     address.remember(folder, Address("http://one:1"))
     with pytest.raises(UserError, match=r"http://two:2: this search is tracked in http://one:1.*--move-tracking"):

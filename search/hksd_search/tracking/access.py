@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
+from filelock import FileLock
+
 from hksd.errors import UserError
 
 SQLITE = "sqlite:///"
@@ -101,6 +103,31 @@ def quiet_environment() -> None:
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def make_whole(uri: str) -> None:
+    """Make the SQLite file of a store that is not there yet: whole or not at all, once, whoever else makes it.
+
+    MLflow takes seconds for it, table by table. A process that is killed meanwhile would leave a file to which nobody
+    can write any more: it looks like that of an older MLflow, and some of its changes cannot be made twice.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    file = sqlite_file(uri)
+    if not uri.startswith(SQLITE) or uri.removeprefix(SQLITE) in ("", ":memory:") or "?" in uri or file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        if file.exists():
+            return
+        part = file.with_name(f".{file.name}.part")
+        for left in file.parent.glob(f"{part.name}*"):  # of one that was killed, with its journal
+            left.unlink(missing_ok=True)
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        SqlAlchemyStore(f"{SQLITE}{part}", (file.parent / "mlflow-artifacts").as_uri()).engine.dispose()
+        part.replace(file)
 
 
 def check(uri: str) -> str:

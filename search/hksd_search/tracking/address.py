@@ -57,8 +57,11 @@ def choose(
         environment: where the environment's is looked up; None for that of this process.
 
     Raises:
-        UserError: another address than the remembered one, and nobody said that it moves; or no address to move to.
+        UserError: another address than the remembered one, and nobody said that it moves; or no address to move to; or
+            an empty one.
     """
+    if given is not None and not given.strip():  # of a variable of the shell that is not set, most likely
+        raise UserError("--tracking-uri is empty: give an address (http://HOST:PORT, sqlite:///FILE), or leave it out")
     runs = folder.parent
     found = (os.environ if environment is None else environment).get(VARIABLE) or None
     if given and found and same_store(store_uri(given, runs), store_uri(found, runs)):

@@ -15,7 +15,7 @@ from typing import Any
 
 from hksd.errors import UserError
 from hksd_search.tracking import refill
-from hksd_search.tracking.access import SQLITE, WEB, quiet_environment, scheme_of, sqlite_file
+from hksd_search.tracking.access import SQLITE, WEB, make_whole, quiet_environment, scheme_of, sqlite_file
 from hksd_search.tracking.known import Known
 from hksd_search.tracking.refill import PARENT_TAG, is_deleted
 
@@ -73,6 +73,8 @@ class Store:
                 sqlite_file(self.uri).parent.mkdir(parents=True, exist_ok=True)
                 if self._empty:
                     refill.make_tables(self.uri)
+                else:
+                    make_whole(self.uri)
             from mlflow.tracking import MlflowClient
 
             client = MlflowClient(tracking_uri=self.uri)
