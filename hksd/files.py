@@ -14,6 +14,8 @@ from hksd.errors import UserError
 
 SHOWN = 100  # characters of a path that a message about its form repeats
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # what systems say when there is no room for a file
+
 # What systems say whose folders cannot be opened or synchronised: they keep names in their own way.
 NO_SYNC = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 

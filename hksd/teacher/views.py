@@ -7,7 +7,6 @@ name and renamed, one process at a time for each view.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -24,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from hksd.files import write_atomically
+from hksd.files import FULL, write_atomically
 
 FORMAT = "hksd view 1"
 VALUES = "values"  # name of the matrix inside a file
@@ -144,6 +143,6 @@ def _digest(values: Tensor) -> str:
 
 
 def _why(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in FULL:
         return "the disk is full"
     return error.strerror or str(error)

@@ -76,10 +76,10 @@ def close_books(seen: Seen, taught: Taught, books: Books, done: bool) -> Closed:
     export = None
     if finished:  # first: it is what people came for
         export = steps.do("the student cannot be exported", partial(export_trial, found, data=seen.data), None)
-    file = home.folder / FACTS_FILE
-    steps.do("the end cannot be noted", lambda: write(file, json.dumps(facts, indent=1)), None)
-    file = home.folder / TABLE_FILE
-    steps.do("the table cannot be written", lambda: write(file, table_csv(found.records)), None)
+    if ledger.storage.journal.there:  # else a folder would begin in its place that is no search
+        noted, table = home.folder / FACTS_FILE, home.folder / TABLE_FILE
+        steps.do("the end cannot be noted", lambda: write(noted, json.dumps(facts, indent=1)), None)
+        steps.do("the table cannot be written", lambda: write(table, table_csv(found.records)), None)
     status = "FINISHED" if finished else "KILLED" if interrupted else "FAILED"
     sent = finish_tracking(books.tracker, found, status, seen.display, export, cap, report=finished)
     steps.end()
@@ -103,7 +103,8 @@ def concluded(seen: Seen, books: Books, closed: Closed, start: float) -> Outcome
     """
     end, resume_command, say = books.ledger.end, seen.home.resume_command, seen.display.line
     if end and end.why is Why.FAULT:
-        raise RunError(guards.how_to_go_on(end.text, resume_command))
+        gone = not books.ledger.storage.journal.there
+        raise RunError(guards.how_to_go_on(end.text, resume_command, gone))
     if closed.interrupted:
         raise Stopped(resume_command)
     if closed.found.best is None or not (closed.export or closed.faults):

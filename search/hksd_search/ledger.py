@@ -363,10 +363,10 @@ class Ledger:
             self.storage.journal.release()  # room for the end
 
     def _written(self) -> bool:
-        """Whether the study has on disk what was recorded; the search stops where its disk is full."""
+        """Whether the study has on disk what was recorded; the search stops where its file cannot be written."""
         journal = self.storage.journal
         if journal.trouble:
-            self.stop(Why.FAULT, f"the disk is full: {journal.trouble}")
+            self.stop(Why.FAULT, journal.trouble)
         return not journal.frozen
 
     def interrupt(self) -> None:

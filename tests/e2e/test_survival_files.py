@@ -1,9 +1,10 @@
-"""Files of a search that are cut off in the middle: it says what it can mend, and goes on."""
+"""Files of a search that are cut off, or taken away, in the middle: it says what it can mend, and goes on."""
 
 from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hksd.run import checkpoint
 from hksd_search.report.sections import TABLE_FILE
 from hksd_search.study.reading import FACTS_FILE
 from hksd_search.study.records import STUDY_FILE, read_records, trial_folder
+from hksd_search.study.storage import GONE
 from hksd_search.tracking.tracker import RUNS_FILE
 
 Make = Callable[..., Any]
@@ -63,3 +65,32 @@ def test_a_search_whose_files_are_cut_off_goes_on_and_its_books_agree(
     found.must_agree()
     assert [record.status for record in found.records] == ["complete"] * 3
     assert all((trial_folder(folder, record.number) / RESULT_FILE).exists() for record in found.records)
+
+
+@pytest.mark.slow
+def test_a_search_whose_folder_is_taken_away_says_so_and_goes_on_when_it_is_back(
+    tmp_path: Path, write_space: Make, hksd: Make, start: Make, facts: Make
+) -> None:
+    folder, away = tmp_path / "runs" / "gone", tmp_path / "away"
+    write_space(
+        tmp_path / "space.yaml",
+        train={"epochs": 20, "batch_size": 16},
+        terms={"squeeze": {"weight": 0}},
+        search={"trials": 2, "arms": "none", "scheduler": "none", "concurrent": 2},
+    )
+    program = start("search", "space.yaml", "--name", "gone", cwd=tmp_path)
+    journal = folder / STUDY_FILE
+    program.wait_until(lambda: journal.exists() and journal.read_text().count('"progress"') > 2)
+    folder.rename(away)
+    assert program.wait(60) == 1, program.err
+    assert "Traceback" not in program.err
+    assert f"{GONE}. When it is back where it was, resume with:\n  hksd search gone --resume" in program.err
+    assert program.left() == [], "processes are left"
+    assert not journal.exists()
+    shutil.rmtree(folder, ignore_errors=True)  # what trials began there
+    away.rename(folder)
+    again = hksd("search", "gone", "--resume", "--json", cwd=tmp_path)
+    assert again.process.returncode == 0, again.err
+    found = facts(tmp_path / "runs", "gone")
+    found.must_agree()
+    assert [record.status for record in found.records] == ["complete"] * 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from hksd_search.backend.guards import FLOOR, GB, MEMORY_STRIKES, STRIKES, Rules
 from hksd_search.ending import Why
 from hksd_search.ledger import Events
 from hksd_search.study.records import STUDY_FILE, read_records
-from hksd_search.study.storage import RESERVE
+from hksd_search.study.storage import GONE, RESERVE
 
 Make = Callable[..., Any]
 # A trial: the name of the function and of the file are those of the real one, by which its thread is found.
@@ -289,3 +291,36 @@ def test_a_full_disk_uses_up_the_reserve_so_that_nothing_is_lost(
     assert ledger.end is not None
     assert ledger.end.text.endswith("No space left on device")
     assert [record.status for record in read_records(tmp_path)] == ["complete"]
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["study", "folder"])
+def test_a_study_that_is_taken_away_stops_the_search_and_none_begins_in_its_place(
+    whole: bool, make_space: Make, open_ledger: Make, train: Make, tmp_path: Path
+) -> None:
+    ledger = open_ledger(make_space(search={"trials": 6, "arms": "none"}))
+    assignment = ledger.next()
+    away = tmp_path.with_name("away")
+    if whole:
+        tmp_path.rename(away)
+    else:
+        (tmp_path / STUDY_FILE).unlink()
+    train(ledger, assignment, (0.1, 0.2, 0.3))
+    assert ledger.end is not None
+    assert ledger.end.why is Why.FAULT
+    assert ledger.end.text == f"{tmp_path / STUDY_FILE}: {GONE}"
+    assert ledger.next() is None
+    assert not (tmp_path / STUDY_FILE).exists()
+
+
+def test_a_full_disk_is_explained_also_where_it_came_as_a_failed_run() -> None:
+    said = "the disk is full: last.ckpt cannot be written.*resume with:\n  hksd search first --resume"
+    with (
+        pytest.raises(RunError, match=re.compile(said, re.DOTALL)),
+        guards.disk_full_explained("hksd search first --resume"),
+    ):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise RunError("last.ckpt cannot be written") from error
+    with pytest.raises(RunError, match="the teacher is too weak"), guards.disk_full_explained("hksd search first"):
+        raise RunError("the teacher is too weak")

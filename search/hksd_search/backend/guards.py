@@ -8,7 +8,6 @@ process (`hksd_search.backend.watchdog`), so a trial that hangs while it holds t
 from __future__ import annotations
 
 import contextlib
-import errno
 import faulthandler
 import fcntl
 import os
@@ -26,6 +25,7 @@ from typing import IO, Literal
 import torch
 
 from hksd.errors import NonFiniteLossError, RunError, UserError
+from hksd.files import FULL
 from hksd_search.backend import failures
 from hksd_search.backend.gpu import GpuMemoryError
 from hksd_search.backend.watchdog import watchdog
@@ -37,7 +37,6 @@ SHORTEST, SHORTEST_FIRST, EPOCHS = 60.0, 600.0, 20.0  # default patience: that m
 GB = 10**9
 SHARE, FLOOR = 0.9, 2 * GB  # default memory of a trial: its part of that share of the machine's, but not less than that
 LOOK_EVERY = 1.0  # seconds between two looks
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 Kind = Literal["final", "again", "disk full"]
 
@@ -80,14 +79,22 @@ def disk_full_explained(resume: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, UserError) as error:
+    except (OSError, UserError, RunError) as error:
         if not full(error):
             raise
         raise RunError(how_to_go_on(f"the disk is full: {error}", resume)) from error
 
 
-def how_to_go_on(trouble: str, resume: str) -> str:
-    """What is said when something ended a search that a user can mend."""
+def how_to_go_on(trouble: str, resume: str, gone: bool = False) -> str:
+    """What is said when something ended a search that a user can mend.
+
+    Args:
+        trouble: what ended it.
+        resume: the command that continues it.
+        gone: its folder is not there any more.
+    """
+    if gone:
+        return f"{trouble}. When it is back where it was, resume with:\n  {resume}"
     return f"{trouble}; everything up to there is saved. When that is mended, resume with:\n  {resume}"
 
 

@@ -18,6 +18,7 @@ from hksd.config.networks import StudentConfig
 from hksd.config.run import dump
 from hksd.data import DataSet
 from hksd.errors import RunError
+from hksd.files import FULL
 from hksd_search.backend import connect, failures, guards, packing
 from hksd_search.backend.failures import Failure
 from hksd_search.backend.packing import Packing, Usage
@@ -29,6 +30,7 @@ from hksd_search.ledger import Ledger
 from hksd_search.space.space import Space
 from hksd_search.strategy.population import boundaries
 from hksd_search.study.records import STRIKES, trial_folder
+from hksd_search.study.storage import GONE
 
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]
@@ -217,10 +219,11 @@ def tune_trials(
         with connect.pending_trials(concurrent):
             tuner.fit()
     except Exception as error:  # Tune keeps files of its own, and turns what happened there into text
-        full = guards.full(error) or any(os.strerror(number) in str(error) for number in guards.FULL)
-        if not full and not (ledger.end and ledger.end.why is Why.FAULT):
+        full = guards.full(error) or any(os.strerror(number) in str(error) for number in FULL)
+        gone = not ledger.storage.journal.there
+        if not full and not gone and not (ledger.end and ledger.end.why is Why.FAULT):
             raise
-        ledger.stop(Why.FAULT, f"the disk is full: {folder}")
+        ledger.stop(Why.FAULT, f"{folder}: {GONE}" if gone else f"the disk is full: {folder}")
     finally:
         if watch is not None:
             watch.close()

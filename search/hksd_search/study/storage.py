@@ -20,17 +20,20 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hksd.files import FULL
 from hksd_search.study import pareto
 
 RESERVE = 2**20  # bytes of the disk that are kept for the end of a search
+GONE = "it was deleted or moved, or its disk was taken away, while the search ran"
 SEEN, BEST = 500, 100  # trials that the sampler sees, and how many of them are the best; TPE models the best 25 apart
 
 
 class Journal(BaseJournalBackend):  # type: ignore[misc]
     """A journal file of one writer: read once, and appended to, record by record or many at once.
 
-    A disk that is full is told in `trouble`, and no exception. What was kept in `reserve` is then used up; when that
-    is gone too, the file stays as it is, at the end of a record, and nothing is written any more (`frozen`).
+    A file that cannot be written is told in `trouble`, and no exception. On a full disk what was kept in `reserve` is
+    then used up. When that is gone too, or the file itself (deleted, moved, its disk taken away), it stays as it is, at
+    the end of a record, and nothing is written any more (`frozen`).
     """
 
     def __init__(self, path: Path):
@@ -87,6 +90,11 @@ class Journal(BaseJournalBackend):  # type: ignore[misc]
         self._reserved.unlink(missing_ok=True)
 
     @property
+    def there(self) -> bool:
+        """Whether the file is where it was."""
+        return self._path.exists()
+
+    @property
     def _reserved(self) -> Path:
         return self._path.with_suffix(".reserve")
 
@@ -94,15 +102,22 @@ class Journal(BaseJournalBackend):  # type: ignore[misc]
         """Append records, all or none of them."""
         if self.frozen:
             return
-        size = self._path.stat().st_size
-        for _ in range(2):  # the second time with the reserve
-            try:
-                self._file.append_logs(logs)
-                return
-            except OSError as error:
-                os.truncate(self._path, size)
-                self.trouble = f"{self._path}: {error.strerror}"
-                self.release()
+        try:
+            size = self._path.stat().st_size  # the backend would begin a new file in the place of one that is gone
+            for _ in range(2):  # the second time with the reserve
+                try:
+                    self._file.append_logs(logs)
+                    return
+                except OSError as error:
+                    self.trouble = (
+                        f"{'the disk is full: ' if error.errno in FULL else ''}{self._path}: {error.strerror}"
+                    )
+                    os.truncate(self._path, size)
+                    self.release()
+        except OSError as error:
+            self.trouble = f"{self._path}: {error.strerror}"
+            if not self.there:
+                self.trouble = f"{self._path}: {GONE}"
         self.frozen = True
 
 

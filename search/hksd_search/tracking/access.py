@@ -103,6 +103,7 @@ def quiet_environment() -> None:
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs with its trace what it raises too
 
 
 def make_whole(uri: str) -> None:
