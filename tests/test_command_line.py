@@ -324,3 +324,12 @@ def test_facts_of_a_later_version_are_read_with_what_is_new_left_out(tmp_path: P
     (tmp_path / "first" / FACTS_FILE).write_text(json.dumps(facts))
     open_study(tmp_path / "first", ["val_accuracy"])
     assert open_search(tmp_path, "first").facts == facts
+
+
+def test_a_fault_of_the_disk_that_nobody_explained_is_told_with_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught, cli._exit_codes(False):
+        (tmp_path / "gone" / "file").read_text()
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == f"failed: {tmp_path / 'gone' / 'file'}: No such file or directory\n"

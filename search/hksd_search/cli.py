@@ -77,6 +77,10 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
+    except OSError as error:  # of a disk that is away or read-only, where nobody nearer knew more
+        if error.filename is None:
+            raise
+        stop(f"failed: {error.filename}: {error.strerror}", FAILED)
     except Stopped as error:
         stop(f"stopped; everything is saved. Resume with:\n  {error}", INTERRUPTED)
 

@@ -9,7 +9,7 @@ import re
 import shlex
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,7 +139,8 @@ def locked(folder: Path, doing: str = "running this search") -> Iterator[None]:
     try:
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that has become read-only; the lock itself is let go of all the same
+            holder.unlink(missing_ok=True)
         lock.release()
 
 

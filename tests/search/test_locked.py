@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -65,3 +66,14 @@ def test_who_holds_a_folder_is_known_to_others_also_when_it_is_halted_and_nobody
     assert holder(tmp_path) is None
     assert (tmp_path / HOLDER).exists(), "it was killed"
     assert holder(tmp_path / "nowhere") is None
+
+
+def test_a_note_that_cannot_be_removed_neither_hides_what_happened_nor_keeps_the_lock(tmp_path: Path) -> None:
+    note = tmp_path / HOLDER
+    with pytest.raises(RuntimeError, match="what happened"), locked(tmp_path):
+        note.unlink()
+        (note / "inside").mkdir(parents=True)  # no unlink removes that, whoever tries
+        raise RuntimeError("what happened")
+    shutil.rmtree(note)
+    with locked(tmp_path):
+        assert note.is_file()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -86,8 +86,9 @@ class Journal(BaseJournalBackend):  # type: ignore[misc]
             os.fsync(file.fileno())
 
     def release(self) -> None:
-        """Give back what was kept."""
-        self._reserved.unlink(missing_ok=True)
+        """Give back what was kept, where the disk allows that."""
+        with suppress(OSError):
+            self._reserved.unlink(missing_ok=True)
 
     @property
     def there(self) -> bool:
