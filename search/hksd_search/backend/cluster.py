@@ -230,12 +230,12 @@ class Cluster:
         self._mind_the_time()
 
     def _ask(self, some: Iterable[Node]) -> None:
-        """Have nodes find out whether they are fit for the work."""
+        """Have nodes find out whether they are fit for the work; where no trial fits (a board), none is done."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         task = ray.remote(num_cpus=0, max_retries=0)(fitness.fault)
-        for node in some:
+        for node in (one for one in some if one.room(1, 0)):
             there = NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
             self._asked[task.options(scheduling_strategy=there).remote(self.mark, __version__)] = node
 
