@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 DIED = "the worker process died (killed, out of memory, or crashed)"
@@ -12,6 +12,8 @@ MEMORY = "its machine ran out of memory, and Ray ended it"
 _FAULT = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt|Timeout)\b(?:: .*)?$", re.MULTILINE)
 _EXIT = re.compile(r"^.*Worker exits with an exit code (?!None)(.+?)\.?$", re.MULTILINE)  # of sys.exit, not of a kill
 _NODE = re.compile(r"\bnode (?:has died|was (?:dead|preempted|terminated))")
+_ADDRESS = re.compile(r"(?:^\s*ip|[Nn]ode IP): ([^\s,]+)", re.MULTILINE)
+_ACTOR = re.compile(r"\bactor (?:ID )?([0-9a-f]{32})\b", re.IGNORECASE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -23,10 +25,14 @@ class Failure:
         reason: in one line.
         fault: an exception in the worker, outside of any trial (an import that fails, a file that is not there), which
             every worker of that machine would meet. Otherwise its process or its machine is gone.
+        address: of the machine, where Ray tells.
+        actor: Ray's id of the worker, where it tells no address.
     """
 
     reason: str
     fault: bool
+    address: str | None = None
+    actor: str | None = None
 
 
 def failure(error: BaseException | str) -> Failure:
@@ -36,6 +42,11 @@ def failure(error: BaseException | str) -> Failure:
         error: an exception of Ray, or its text.
     """
     text = _COLOUR.sub("", str(error))
+    where, actor = _ADDRESS.findall(text), _ACTOR.search(text)
+    return replace(_read(text), address=where[-1] if where else None, actor=actor and actor[1])
+
+
+def _read(text: str) -> Failure:
     if "low on memory" in text:  # Ray names an exception too, but nobody else need meet this
         return Failure(MEMORY, fault=False)
     if _NODE.search(text):
