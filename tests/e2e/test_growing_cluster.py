@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Facts, Program
+from books import Facts
+from conftest import Program
 from growing import Growing
 
 from hksd_search.study.records import open_storage
