@@ -13,13 +13,19 @@ import pytest
 
 from hksd.errors import UserError
 from hksd_search.backend import connect
+from hksd_search.backend.growth import Growth, NodeType
+from hksd_search.backend.nodes import Node
 from hksd_search.commands.doctor import lines
-from hksd_search.health import cluster, machine, node, probe
+from hksd_search.health import checks, cluster, machine, probe
+from hksd_search.health.checks import Offset, Said
 from hksd_search.health.finding import Finding, attempt
-from hksd_search.health.node import Offset, Said
 
 VERSIONS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0+cpu", "hksd": "0.1.0"}
 DRIVER: dict[str, Any] = {"versions": VERSIONS, "faults": {}, "source": "abc"}
+
+
+def node(cpu: float = 0, gpu: float = 0) -> Node:
+    return Node("a1", "h2", "10.0.0.2", 7000, cpu, gpu)
 
 
 def said_of(**changes: Any) -> dict[str, Any]:
@@ -27,7 +33,7 @@ def said_of(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_node_of_the_same_versions_is_well_also_with_a_torch_for_gpus() -> None:
-    assert "torch 2.13.0+cu130" in node.versions(said_of(versions={"torch": "2.13.0+cu130"}), DRIVER)
+    assert "torch 2.13.0+cu130" in checks.versions(said_of(versions={"torch": "2.13.0+cu130"}), DRIVER)
 
 
 @pytest.mark.parametrize(
@@ -42,25 +48,25 @@ def test_a_node_of_the_same_versions_is_well_also_with_a_torch_for_gpus() -> Non
 )
 def test_another_version_is_a_fault_that_names_both_and_what_to_do(name: str, version: str, words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)) as told:
-        node.versions(said_of(versions={name: version}), DRIVER)
+        checks.versions(said_of(versions={name: version}), DRIVER)
     assert "install the same on every node" in str(told.value)
 
 
 def test_all_versions_that_differ_are_told_at_once() -> None:
     with pytest.raises(UserError, match=r"hksd 9\.9\.9.*; torch 2\.0\.0.*; Ray 2\.59\.0"):
-        node.versions(said_of(versions={"hksd": "9.9.9", "torch": "2.0.0", "ray": "2.59.0"}), DRIVER)
+        checks.versions(said_of(versions={"hksd": "9.9.9", "torch": "2.0.0", "ray": "2.59.0"}), DRIVER)
 
 
 def test_where_ray_compares_the_minor_version_of_python_only_so_does_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(node.EXACT, "minor")
-    node.versions(said_of(versions={"python": "3.11.8"}), DRIVER)
+    monkeypatch.setenv(checks.EXACT, "minor")
+    checks.versions(said_of(versions={"python": "3.11.8"}), DRIVER)
     with pytest.raises(UserError, match=r"Python 3\.12\.0"):
-        node.versions(said_of(versions={"python": "3.12.0"}), DRIVER)
+        checks.versions(said_of(versions={"python": "3.12.0"}), DRIVER)
 
 
 def test_the_same_version_of_other_files_is_a_fault() -> None:
     with pytest.raises(UserError, match="its files are others"):
-        node.versions(said_of(source="xyz"), DRIVER)
+        checks.versions(said_of(source="xyz"), DRIVER)
 
 
 @pytest.mark.parametrize(("package", "title"), [("torch", "torch"), ("hksd", "hksd"), (probe.PACKAGES[-1], "hksd")])
@@ -68,29 +74,29 @@ def test_a_package_that_cannot_be_imported_is_a_fault_by_its_name(package: str, 
     have = {key: value for key, value in VERSIONS.items() if key not in ("torch", "hksd")}
     facts = {"versions": have, "faults": {package: "ModuleNotFoundError: No module named 'x'"}, "source": None}
     with pytest.raises(UserError, match=rf"^{title} cannot be imported there \(ModuleNotFoundError"):
-        node.versions(facts, DRIVER)
+        checks.versions(facts, DRIVER)
 
 
 def test_gpus_that_ray_counts_and_torch_does_not_see_are_a_fault() -> None:
     one = [("NVIDIA A10G", 24 * 2**30)]
-    assert node.gpus({"gpus": one}, 1) == "1 GPU(s): NVIDIA A10G (24 GiB)"
-    assert "of which Ray counts 0" in node.gpus({"gpus": one}, 0)
-    assert node.gpus({"gpus": []}, 0) == "no GPU"
+    assert checks.gpus({"gpus": one}, 1) == "1 GPU(s): NVIDIA A10G (24 GiB)"
+    assert "of which Ray counts 0" in checks.gpus({"gpus": one}, 0)
+    assert checks.gpus({"gpus": []}, 0) == "no GPU"
     with pytest.raises(UserError, match="torch sees no GPU, Ray counts 1"):
-        node.gpus({"gpus": []}, 1)
+        checks.gpus({"gpus": []}, 1)
 
 
 def test_a_full_disk_is_a_fault_that_names_the_folder() -> None:
     room, none = int(5e9), int(0.2e9)
-    assert node.disk({"free": {"/tmp": room, "/runs": room}}) == "5 GB free in /tmp, 5 GB free in /runs"
+    assert checks.disk({"free": {"/tmp": room, "/runs": room}}) == "5 GB free in /tmp, 5 GB free in /runs"
     with pytest.raises(UserError, match=r"^/runs has only 0\.20 GB free: make room"):
-        node.disk({"free": {"/tmp": room, "/runs": none}})
+        checks.disk({"free": {"/tmp": room, "/runs": none}})
 
 
 def test_a_folder_that_is_not_shared_is_a_fault_that_says_what_to_set() -> None:
-    assert node.runs_folder({"shared": None})
+    assert checks.runs_folder({"shared": None})
     with pytest.raises(UserError, match=r"there is no /runs on h2: .*set HKSD_RUNS or --runs"):
-        node.runs_folder({"shared": "there is no /runs on h2"})
+        checks.runs_folder({"shared": "there is no /runs on h2"})
 
 
 @pytest.mark.parametrize(
@@ -99,10 +105,10 @@ def test_a_folder_that_is_not_shared_is_a_fault_that_says_what_to_set() -> None:
 )
 def test_a_clock_is_wrong_only_where_that_is_sure(seconds: float, within: float, ok: bool) -> None:
     if ok:
-        assert "clock right within" in node.clock(Offset(seconds, within))
+        assert "clock right within" in checks.clock(Offset(seconds, within))
     else:
         with pytest.raises(UserError, match="ahead of the driver's" if seconds > 0 else "behind the driver's"):
-            node.clock(Offset(seconds, within))
+            checks.clock(Offset(seconds, within))
 
 
 def test_the_quickest_answer_says_how_a_clock_goes() -> None:
@@ -121,24 +127,29 @@ def test_the_quickest_answer_says_how_a_clock_goes() -> None:
 
 def test_every_check_of_a_node_is_made_though_others_fail() -> None:
     facts = said_of(versions={"hksd": "9"}, gpus=[], shared="there is no /runs on h2", free={"/tmp": 0})
-    found = node.check_node(Said("h2 (10.0.0.2)", facts, 1, Offset(90, 0)), DRIVER)
+    found = checks.check_node(Said(node(cpu=4, gpu=1), facts, Offset(90, 0)), DRIVER)
     assert [finding.ok for finding in found] == [False] * 5
     assert {finding.node for finding in found} == {"h2 (10.0.0.2)"}
 
 
 def test_nodes_that_have_left_are_no_fault() -> None:
-    up: list[dict[str, Any]] = [{"Resources": {"CPU": 4}}]
-    assert cluster.members("2.60.0", list(up), 2) == Finding(
-        "cluster", True, "Ray 2.60.0, 1 node(s) up; 2 nodes have left"
-    )
-    assert "left" not in cluster.members("2.60.0", list(up), 0).detail
+    assert cluster.members("2.60.0", 1, 2) == Finding("cluster", True, "Ray 2.60.0, 1 node(s) up; 2 nodes have left")
+    assert "left" not in cluster.members("2.60.0", 1, 0).detail
 
 
 def test_no_worker_is_a_fault_only_where_nothing_brings_one() -> None:
-    head: list[dict[str, Any]] = [{"Resources": {"node:1": 1.0}}]
-    assert cluster.workers(list(head), automatic=True).ok
-    assert not cluster.workers(list(head), automatic=False).ok
-    assert cluster.workers([{"Resources": {"CPU": 4.0, "GPU": 1.0}}], automatic=False).detail.startswith("4 CPU(s)")
+    kinds = (NodeType("gpu_spot", 4, 1, 3),)
+    assert cluster.workers([node()], lambda: Growth(True)).ok
+    assert "(it may start 3 gpu_spot with 4 CPU(s)" in cluster.workers([node()], lambda: Growth(True, kinds, 3)).detail
+    assert not cluster.workers([node()], Growth).ok
+    assert cluster.workers([node(), node(cpu=4, gpu=1)], Growth).detail == "4 CPU(s) and 1 GPU(s) for trials"
+
+
+def test_a_head_that_cannot_say_how_its_cluster_grows_is_a_fault() -> None:
+    def grows() -> Growth:
+        raise UserError("the head cannot work")
+
+    assert cluster.workers([node()], grows) == Finding("workers", False, "the head cannot work")
 
 
 CLASH = (
@@ -171,23 +182,6 @@ def test_what_ray_says_of_other_versions_has_the_form_that_is_read() -> None:
     assert "the cluster has Ray 1.0 on Python 3.7.0, here is Ray 2." in cluster.not_joined("", str(told.value))
 
 
-def test_the_autoscaler_of_this_cluster_is_found_by_its_process_and_that_of_another_is_not(tmp_path: Path) -> None:
-    words = ["python", "-u", "monitor.py", "--gcs-address=10.0.0.1:6379", "--autoscaling-config=/root/c.yaml"]
-    (tmp_path / "77").mkdir()
-    (tmp_path / "77" / "cmdline").write_bytes("\0".join(words).encode() + b"\0")
-    assert probe.autoscaler("10.0.0.1:6379", tmp_path, {})
-    assert not probe.autoscaler("10.0.0.1:6380", tmp_path, {})
-    (tmp_path / "77" / "cmdline").write_bytes("\0".join(words[:-1]).encode() + b"\0")
-    assert not probe.autoscaler("10.0.0.1:6379", tmp_path, {})
-
-
-@pytest.mark.parametrize(("command", "found"), [("ray start --head --no-monitor", True), ("ray start --head", False)])
-def test_the_autoscaler_of_kuberay_is_found_by_the_command_that_it_starts_ray_with(
-    command: str, found: bool, tmp_path: Path
-) -> None:
-    assert probe.autoscaler("x", tmp_path, {probe.KUBERAY: command}) == found
-
-
 def test_a_change_of_any_file_of_ours_changes_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in probe.OURS:
         (tmp_path / package / "spaces").mkdir(parents=True)
@@ -206,7 +200,7 @@ def test_a_change_of_any_file_of_ours_changes_the_digest(tmp_path: Path, monkeyp
 def test_this_machine_says_what_it_has() -> None:
     said = probe.software()
     assert said["faults"] == {}
-    assert node.versions(said, said).startswith("hksd ")
+    assert checks.versions(said, said).startswith("hksd ")
 
 
 def test_the_store_that_is_checked_is_the_one_that_a_search_would_take(
@@ -245,7 +239,8 @@ def test_nodes_are_not_asked_about_a_folder_that_cannot_be_written_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1}}])
+    monkeypatch.setattr("ray.nodes", lambda: [None])
+    monkeypatch.setattr(cluster.nodes, "alive", lambda: [node(cpu=1)])
     found = cluster._examine(tmp_path / "file")
     assert [finding.name for finding in found.findings if not finding.ok] == ["runs folder"]
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hksd.errors import RunError, UserError
-from hksd_search.backend import connect, failures, reach, shared_folder
+from hksd_search.backend import connect, failures, growth, nodes, reach, shared_folder
+from hksd_search.backend.growth import Growth
+from hksd_search.backend.nodes import Node
 from hksd_search.backend.shared_folder import Mark
-from hksd_search.health import node, probe
+from hksd_search.health import checks, probe
+from hksd_search.health.checks import Offset, Said
 from hksd_search.health.finding import Finding
-from hksd_search.health.node import Offset, Said
 
 ANSWER_S = 180.0  # for all nodes together; the first work on a node starts a process and imports torch
 ROUNDS = 3  # in which a clock is asked; the quickest answer is the most exact
@@ -76,18 +78,17 @@ def not_joined(error: str, cause: str) -> str:
     versions = re.findall(r"(?:Ray|Python): (\S+)", cause)
     if CLASH in cause and len(versions) == 4:
         there, here = [f"Ray {ray} on Python {python}" for ray, python in (versions[:2], versions[2:])]
-        return f"the cluster has {there}, here is {here}: {node.SAME}"
+        return f"the cluster has {there}, here is {here}: {checks.SAME}"
     return error
 
 
 def _examine(runs: Path) -> Examined:
     import ray
 
-    everyone = ray.nodes()
-    alive = [one for one in everyone if one["Alive"]]
-    found = Examined([members(ray.__version__, alive, len(everyone) - len(alive))])
+    up = nodes.alive()
+    found = Examined([members(ray.__version__, len(up), len(ray.nodes()) - len(up))])
     try:
-        answers = ask(alive, runs)
+        answers = ask(up, runs)
     except UserError as error:  # the folder cannot be written here, so no node can be asked about it
         found.findings.append(Finding("runs folder", False, str(error)))
         return found
@@ -96,36 +97,46 @@ def _examine(runs: Path) -> Examined:
         if isinstance(answer, Finding):
             found.findings.append(answer)
         else:
-            found.findings += node.check_node(answer, driver)
-            found.nodes.append({"name": answer.name, **answer.facts, "clock": answer.offset.seconds})
-    found.findings.append(workers(alive, any(facts["autoscaler"] for facts in found.nodes)))
+            found.findings += checks.check_node(answer, driver)
+            found.nodes.append({"name": str(answer.node), **answer.facts, "clock": answer.offset.seconds})
+    found.findings.append(workers(up, growth.of_cluster))
     return found
 
 
-def members(ray: str, alive: list[Mapping[str, Any]], left: int) -> Finding:
+def members(ray: str, up: int, left: int) -> Finding:
     """How many nodes there are; those that have left are no fault: machines come and go."""
     gone = f"; {left} node{'s have' if left > 1 else ' has'} left" if left else ""
-    return Finding("cluster", True, f"Ray {ray}, {len(alive)} node(s) up{gone}")
+    return Finding("cluster", True, f"Ray {ray}, {up} node(s) up{gone}")
 
 
-def workers(alive: list[Mapping[str, Any]], automatic: bool) -> Finding:
-    """Something is there to train on, or comes when there is something to train."""
-    have = {key: sum(one["Resources"].get(key, 0) for one in alive) for key in ("CPU", "GPU")}
-    if have["CPU"]:
-        return Finding("workers", True, f"{have['CPU']:g} CPU(s) and {have['GPU']:g} GPU(s) for trials")
-    if automatic:
-        return Finding("workers", True, "no worker is up; the autoscaler brings them when trials wait")
+def workers(up: list[Node], grows: Callable[[], Growth]) -> Finding:
+    """Something is there to train on, or comes when there is something to train.
+
+    Args:
+        up: nodes that are up.
+        grows: tells how the cluster grows.
+    """
+    cpus, gpus = sum(one.cpu for one in up), sum(one.gpu for one in up)
+    if cpus:
+        return Finding("workers", True, f"{cpus:g} CPU(s) and {gpus:g} GPU(s) for trials")
+    try:
+        coming = grows()
+    except UserError as error:
+        return Finding("workers", False, str(error))
+    if coming.automatic:
+        which = f" (it may start {growth.told(coming.types)})" if coming.types else ""
+        return Finding("workers", True, f"no worker is up; the autoscaler brings them when trials wait{which}")
     return Finding("workers", False, "no node has a CPU for trials, and no autoscaler brings one: start workers")
 
 
-def ask(alive: list[Mapping[str, Any]], runs: Path) -> list[Said | Finding]:
+def ask(up: list[Node], runs: Path) -> list[Said | Finding]:
     """Ask each node of itself, all at once; a finding stands for one that does not answer."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     until = time.monotonic() + ANSWER_S
-    marks = [shared_folder.mark(runs) for _ in alive]
-    places = [NodeAffinitySchedulingStrategy(node_id=one["NodeID"], soft=False) for one in alive]
+    marks = [shared_folder.mark(runs) for _ in up]
+    places = [NodeAffinitySchedulingStrategy(node_id=one.id, soft=False) for one in up]
 
     def answer(look: Any, clock: Any, mark: Mark) -> tuple[dict[str, Any], Offset]:
         facts = dict(ray.get(look, timeout=max(0.0, until - time.monotonic())))
@@ -144,22 +155,16 @@ def ask(alive: list[Mapping[str, Any]], runs: Path) -> list[Said | Finding]:
             for clock in clocks:
                 clock.remote()  # starts the process that is asked later
         answers: list[Said | Finding] = []
-        for one, look, clock, mark in zip(alive, looks, clocks, marks, strict=True):
+        for one, look, clock, mark in zip(up, looks, clocks, marks, strict=True):
             try:
                 facts, offset = answer(look, clock, mark)
-                answers.append(Said(title(one), facts, one["Resources"].get("GPU", 0), offset))
+                answers.append(Said(one, facts, offset))
             except Exception as error:  # whatever Ray says of work that is lost
-                answers.append(Finding("answer", False, f"it could not be asked: {_why(error)}", title(one)))
+                answers.append(Finding("answer", False, f"it could not be asked: {_why(error)}", str(one)))
         return answers
     finally:
         for mark in marks:
             shared_folder.unmark(mark)
-
-
-def title(one: Mapping[str, Any]) -> str:
-    """The name of a node for people."""
-    address, host = str(one["NodeManagerAddress"]), str(one.get("NodeManagerHostname") or "")
-    return f"{host} ({address})" if host and host != address else address
 
 
 def offset_of(ask: Callable[[], float], rounds: int = ROUNDS) -> Offset:

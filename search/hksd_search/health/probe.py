@@ -12,7 +12,6 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -25,9 +24,6 @@ OURS = ("hksd", "hksd_search")
 DATA = "spaces"  # below hksd_search where that is installed, elsewhere in the repository
 TEMPORARY = "/tmp"  # where Ray keeps its objects that do not fit into memory, and its logs
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-AUTOSCALING = "--autoscaling-config="  # of Ray's monitor, which runs on the head
-# KubeRay starts Ray by the command in the first, with the second where its own autoscaler runs beside the head.
-KUBERAY, BESIDE = "KUBERAY_GEN_RAY_START_CMD", "--no-monitor"
 
 
 def clock() -> float:
@@ -41,8 +37,6 @@ def look(mark: Mark) -> dict[str, Any]:
     Args:
         mark: of the driver in the folder of all searches.
     """
-    import ray
-
     see_as_raylet()
     why = fault(mark)
     folders = [TEMPORARY, *([] if why else [str(Path(mark.path).parent)])]
@@ -52,7 +46,6 @@ def look(mark: Mark) -> dict[str, Any]:
         "gpus": gpus(),
         "shared": why,
         "free": {folder: shutil.disk_usage(folder).free for folder in folders},
-        "autoscaler": autoscaler(ray.get_runtime_context().gcs_address),
     }
 
 
@@ -98,19 +91,3 @@ def gpus() -> list[tuple[str, int]]:
         return []
     found = [torch.cuda.get_device_properties(place) for place in range(torch.cuda.device_count())]
     return [(str(one.name), int(one.total_memory)) for one in found]
-
-
-def autoscaler(gcs: str, proc: Path = Path("/proc"), environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is the head of a cluster to which an autoscaler brings nodes.
-
-    Args:
-        gcs: address of the cluster; a machine may be in several.
-        proc: where the system shows its processes.
-        environment: of this process.
-    """
-    for file in proc.glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            words = file.read_bytes().decode(errors="replace").split("\0")
-            if f"--gcs-address={gcs}" in words and any(word.startswith(AUTOSCALING) for word in words):
-                return True
-    return BESIDE in environment.get(KUBERAY, "")

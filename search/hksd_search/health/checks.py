@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from hksd.errors import UserError
+from hksd_search.backend.nodes import Node
 from hksd_search.health.finding import Finding, attempt
 from hksd_search.health.machine import LEAST_DISK_GB
 
@@ -40,15 +41,13 @@ class Said:
     """What is known of a node.
 
     Attributes:
-        name: of the node, for people.
+        node: as Ray has it.
         facts: what it said (`probe.look`).
-        gpus: that Ray counts there.
         offset: of its clock.
     """
 
-    name: str
+    node: Node
     facts: Mapping[str, Any]
-    gpus: float
     offset: Offset
 
 
@@ -62,11 +61,11 @@ def check_node(said: Said, driver: Mapping[str, Any]) -> list[Finding]:
     checks: dict[str, Callable[[], str]] = {
         "versions": partial(versions, said.facts, driver),
         "runs folder": partial(runs_folder, said.facts),
-        "gpus": partial(gpus, said.facts, said.gpus),
+        "gpus": partial(gpus, said.facts, said.node.gpu),
         "disk": partial(disk, said.facts),
         "clock": partial(clock, said.offset),
     }
-    return [attempt(name, check, said.name) for name, check in checks.items()]
+    return [attempt(name, check, str(said.node)) for name, check in checks.items()]
 
 
 def versions(facts: Mapping[str, Any], driver: Mapping[str, Any]) -> str:
