@@ -74,6 +74,7 @@ class Facts:
             assert (self.states[record.number], run.info.status) == expected[record.status], record
             assert run.data.tags["hksd.status"] == record.status
             assert run.data.tags.get("hksd.reason") == record.reason
+            assert run.data.tags.get("hksd.node", "") == ", ".join(record.nodes)
             assert self.epochs(record.number) == list(range(1, record.epoch + 1))
         for record in self.records:
             if record not in self.trained:

@@ -92,6 +92,8 @@ REFUSED = {
     "--head": ADDRESS,
     "--worker": ADDRESS,
     "--user": WORD,
+    "--project": WORD,
+    "--space": ["", " ", "a b", "-x", "a;b", "$(id)", "é", "a" * 300],
     "--image": WORD,
     "--key": FILE,
     "--source": FILE,

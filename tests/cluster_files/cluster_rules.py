@@ -311,3 +311,54 @@ LOCAL: list[Rule] = [
     what_ray_gets_wrong_on_own_machines_is_worked_around,
     all_machines_are_workers_from_the_start,
 ]
+
+
+# --- Google Cloud
+
+
+def machines(config: Config) -> list[tuple[str, Config]]:
+    return [(name, node_type["node_config"]) for name, node_type in node_types(config).items()]
+
+
+def google_deletes_disks_and_machines(config: Config) -> Faults:
+    for name, machine in machines(config):
+        if not all(disk.get("autoDelete") is True for disk in machine.get("disks", [{}])):
+            yield f"{name} leaves a disk behind"
+        scheduling = machine.get("scheduling", {})
+        if scheduling.get("provisioningModel") == "SPOT" and scheduling.get("instanceTerminationAction") != "DELETE":
+            yield f"{name} is stopped, not deleted, when Google takes it back"
+
+
+def google_accepts_machines_with_a_gpu(config: Config) -> Faults:
+    for name, node_type in workers(config).items():
+        machine = node_type["node_config"]
+        if machine.get("scheduling", {}).get("onHostMaintenance") != "TERMINATE":
+            yield f"{name}: a machine with a GPU cannot be moved"
+        if node_type.get("resources", {}).get("GPU") != 1:
+            yield f"{name}: Ray does not find its GPU out by itself"
+        if not machine["machineType"].startswith("g2-") and not machine.get("guestAccelerators"):
+            yield f"{name} has no GPU"
+
+
+def the_network_is_the_users(config: Config) -> Faults:
+    for name, machine in machines(config):
+        subnetworks = [one.get("subnetwork", "") for one in machine.get("networkInterfaces", [{}])]
+        if not all(re.fullmatch(rf"regions/{config['provider']['region']}/subnetworks/hksd", s) for s in subnetworks):
+            yield f"{name} is in {subnetworks}, where SSH may be open to the world"
+
+
+def google_machines_have_one_image_and_workers_no_rights(config: Config) -> Faults:
+    images = {
+        disk["initializeParams"].get("sourceImage") for _, machine in machines(config) for disk in machine["disks"]
+    }
+    if len(images) != 1:
+        yield f"head and workers need one and the same image, found {images}"
+    yield from (f"{name} has rights" for name, machine in machines(config) if "serviceAccounts" in machine)
+
+
+GCP: list[Rule] = [
+    google_deletes_disks_and_machines,
+    google_accepts_machines_with_a_gpu,
+    the_network_is_the_users,
+    google_machines_have_one_image_and_workers_no_rights,
+]

@@ -19,10 +19,12 @@ from hksd_search.cluster import files
 ASKED = {
     "aws": files.Asked(),
     "local": files.Asked(head="10.0.0.1", workers=("10.0.0.2", "10.0.0.3"), user="me"),
+    "gcp": files.Asked(project="a-project"),
 }
 RULES = {
     "aws": rules.EVERY_FILE + rules.EVERY_CLOUD + rules.AWS,
     "local": rules.EVERY_FILE + rules.LOCAL,
+    "gcp": rules.EVERY_FILE + rules.EVERY_CLOUD + rules.GCP,
 }
 PAIRS = [(variant, rule) for variant in RULES for rule in RULES[variant]]
 
@@ -42,7 +44,7 @@ def put(path: str, value: Any) -> Callable[[Config], None]:
     def change(config: Config) -> None:
         *parents, last = path.split("/")
         for key in parents:
-            config = config[key]
+            config = config[int(key) if isinstance(config, list) else key]
         config[last] = value
         if value is GONE:
             del config[last]
@@ -63,6 +65,7 @@ def say(key: str, old: str, new: str) -> Callable[[Config], None]:
 
 
 SPOT = "available_node_types/gpu_spot_g6"
+GOOGLE = "available_node_types/gpu_spot_l4/node_config"
 BREAKAGES: list[tuple[str, Rule, str, Callable[[Config], None]]] = [
     ("aws", rules.ray_accepts_the_file, "misspelt top key", put("max_wrokers", 4)),
     ("aws", rules.ray_accepts_the_file, "no head type", drop("head_node_type")),
@@ -222,6 +225,35 @@ BREAKAGES: list[tuple[str, Rule, str, Callable[[Config], None]]] = [
         say("head_start_ray_commands", "--node-ip-address", "--x"),
     ),
     ("local", rules.all_machines_are_workers_from_the_start, "one is left out", put("min_workers", 1)),
+    ("gcp", rules.workers_are_spot_first, "no spot", put(f"{GOOGLE}/scheduling/provisioningModel", "STANDARD")),
+    ("gcp", rules.google_deletes_disks_and_machines, "disks that stay", drop(f"{GOOGLE}/disks")),
+    (
+        "gcp",
+        rules.google_deletes_disks_and_machines,
+        "machines that are stopped",
+        drop(f"{GOOGLE}/scheduling/instanceTerminationAction"),
+    ),
+    ("gcp", rules.google_accepts_machines_with_a_gpu, "a move", drop(f"{GOOGLE}/scheduling/onHostMaintenance")),
+    ("gcp", rules.google_accepts_machines_with_a_gpu, "no GPU", put(f"{GOOGLE}/machineType", "n1-standard-4")),
+    (
+        "gcp",
+        rules.google_accepts_machines_with_a_gpu,
+        "a GPU that Ray does not know of",
+        put("available_node_types/gpu_spot_l4/resources", {}),
+    ),
+    ("gcp", rules.the_network_is_the_users, "Ray's own network", drop(f"{GOOGLE}/networkInterfaces")),
+    (
+        "gcp",
+        rules.google_machines_have_one_image_and_workers_no_rights,
+        "another image",
+        put(f"{GOOGLE}/disks/0/initializeParams/sourceImage", "x"),
+    ),
+    (
+        "gcp",
+        rules.google_machines_have_one_image_and_workers_no_rights,
+        "rights for workers",
+        put(f"{GOOGLE}/serviceAccounts", [{"email": "x"}]),
+    ),
 ]
 
 

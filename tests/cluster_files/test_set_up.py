@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,8 @@ VERSIONS = {"hksd": hksd.__version__, "ray": files.RAY, "python": "3.12.3"}
 INSTALLED = """installed() { mkdir -p ~/site/$1-$2.dist-info; cd ~/site/$1-$2.dist-info
 printf 'Name: %s\\nVersion: %s\\n' $1 $2 > METADATA; }
 """
-# Each writes what it was asked into $HOME/asked. In the venv, `python -` is a real one that knows only what pip
-# "installed", and says that it is the wanted version.
+# Each writes what it was asked into $HOME/asked. In the venv, the look at the versions is by a real Python
+# that knows only what pip "installed", and has the version that a file says.
 STUBS = {
     "sudo": """case $1 in tee) exec "$@";; mount) touch ~/mounted;; esac
                case "$*" in *"apt-get -qq install"*) touch ~/bin/mount.nfs; chmod +x ~/bin/mount.nfs;; esac""",
@@ -28,11 +29,13 @@ STUBS = {
                     *platform*) cat ~/python_version;;
                     *"-m venv"*) mkdir -p ~/venv/bin; cp ~/bin/venv_python ~/venv/bin/python; cp ~/bin/pip ~/venv/bin;;
                   esac""",
-    "venv_python": f"""if [ "$1" = - ]; then PYTHONPATH=~/site exec {sys.executable} -S -c "import platform, sys
+    "venv_python": f"""case "$*" in
+  *versions.py*) PYTHONPATH=~/site exec {sys.executable} -S -c "import platform, runpy, sys
 platform.python_version = lambda: open('$HOME/venv_version').read().strip()
 sys.argv = sys.argv[1:]
-exec(sys.stdin.read())" "$@"; fi
-case "$*" in *freeze*) echo torch==2.13.0; echo 'local @ file:///x';; esac""",
+runpy.run_path(sys.argv[0], run_name='__main__')" "$@";;
+  *freeze*) echo torch==2.13.0; echo 'local @ file:///x';;
+esac""",
     "pip": INSTALLED
     + """line="$*"; v=${line##*==}
 case $line in *"ray[default]=="*) installed ray ${v%% *}; installed hksd $(cat ~/code);; esac""",
@@ -57,6 +60,7 @@ def home(tmp_path: Path) -> Path:
         stub.chmod(0o755)
     text = SCRIPT.read_text().replace("/etc/fstab", "~/fstab").replace("/sbin/mount.nfs", "~/bin/mount.nfs")
     (tmp_path / "set_up.sh").write_text(text)
+    shutil.copy(files.PARTS / "versions.py", tmp_path)
     return tmp_path
 
 

@@ -130,17 +130,17 @@ class Program:
 def start() -> Iterator[Callable[..., Program]]:
     """start("search", ..., cwd=..): run `hksd` in a session of its own; whatever is left of it is killed at the end.
 
-    Further keywords are put into its environment.
+    `program` is another one than `hksd`. Further keywords are put into its environment.
     """
     programs: list[Program] = []
 
-    def begin(*words: object, cwd: Path, **environment: str) -> Program:
+    def begin(*words: object, cwd: Path, program: object = HKSD, **environment: str) -> Program:
         mark = uuid.uuid4().hex
         clean = {**os.environ, "PYTHONUNBUFFERED": "1", MARK: mark}
         for name in ("HKSD_RUNS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
             clean.pop(name, None)
         process = subprocess.Popen(
-            [HKSD, *map(str, words)],
+            [str(program), *map(str, words)],
             cwd=cwd,
             env={**clean, **environment},
             text=True,

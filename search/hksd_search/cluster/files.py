@@ -18,6 +18,7 @@ PARTS = Path(__file__).parent
 RAY = "2.60.0"  # to the dot: nodes and the operator's own machine must agree; inside the range of pyproject.toml
 UBUNTU_PYTHON = "3.12.3"  # python3 of Ubuntu 24.04, which the images for clouds are made of
 PLACE = re.compile(r"@([A-Z_]+)@")
+LABEL = re.compile(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?")  # of Kubernetes; a RayJob's is at most 47 long
 HOME_SOURCE = "~/hksd-source"  # where nodes find the code
 CODE = ("pyproject.toml", "hksd", "search", "spaces")  # of a checkout, what pip needs
 GPU_CHECK = """python -c 'import torch; assert torch.cuda.is_available(), "no usable GPU on this worker"'"""
@@ -96,6 +97,29 @@ VARIANTS = {
         defaults={"name": "hksd"},
         next_step="ray up FILE",
     ),
+    "slurm": Variant(
+        about="a search as a job of Slurm",
+        takes=("name", "space", "max_workers", "venv", "shared"),
+        parts=("slurm.sh",),
+        defaults={"name": "quickstart", "space": "quickstart", "max_workers": 2},
+        next_step="sbatch FILE",
+    ),
+    "kuberay": Variant(
+        about="a search as a RayJob on Kubernetes",
+        takes=("image", "name", "space", "max_workers"),
+        needs=("image",),
+        parts=("kuberay.yaml",),
+        defaults={"name": "quickstart", "space": "quickstart", "max_workers": 4},
+        next_step="kubectl apply -f FILE",
+    ),
+    "gcp": Variant(
+        about="machines of Google Cloud, by `ray up`",
+        takes=("project", "image", "max_workers", "python", "source"),
+        needs=("project",),
+        parts=("gcp.yaml", "ray_up.yaml"),
+        defaults={"image": "image-REPLACE-ME", "max_workers": 4, "python": UBUNTU_PYTHON},
+        next_step="ray up FILE",
+    ),
 }
 
 
@@ -118,6 +142,8 @@ def compose(variant: str, asked: Asked, here: Path, own_python: str) -> str:
         raise UserError(f"{_option(odd[0])} means nothing to {variant}, which takes {takes}")
     if missing := [name for name in kind.needs if name not in said]:
         raise UserError(f"{variant} needs {', '.join(map(_option, missing))}")
+    if variant == "kuberay" and not LABEL.fullmatch(asked.name or "a"):
+        raise UserError("--name: Kubernetes takes at most 47 small letters, digits and '-', a letter first")
     told = {"python": own_python, "shared": "~/runs", "venv": "~/venv", **kind.defaults, **said}
     values = {name.upper(): str(value) for name, value in told.items()} | {"HKSD": hksd.__version__, "RAY": RAY}
     if "ray_up.yaml" in kind.parts:
@@ -150,6 +176,8 @@ def _ray_up(variant: str, told: Mapping[str, object], here: Path) -> dict[str, s
         "MLFLOW_SETTINGS": "",
         "WORKER_CHECK": f"{GPU_CHECK_WHY}  - {check}\n",
     }
+    if variant == "gcp":  # the autoscaler starts machines with it
+        values["HEAD_SETUP"] = f"  - {told['venv']}/bin/pip install -q 'google-api-python-client>=2,<3'\n"
     if variant == "local":
         values |= _own_machines(told) | {"WORKER_CHECK": f"{GPU_CHECK_WHY}  - test ! -e /dev/nvidiactl || {check}\n"}
     return values

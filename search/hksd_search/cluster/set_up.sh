@@ -108,26 +108,7 @@ if [ -e "$venv/.of-hksd" ]; then
     echo "$now" >"$venv/.of-hksd"
   fi
 fi
-faults=$("$venv/bin/python" - "$want_hksd" "$want_ray" "$want_python" <<'CHECK'
-import platform
-import sys
-from importlib.metadata import PackageNotFoundError, version
-
-
-def found(name):
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not there"
-
-
-have = [found("hksd"), found("ray"), platform.python_version()]
-for name, one, wanted in zip(("hksd", "ray", "Python"), have, sys.argv[1:]):
-    if one != wanted:
-        print(f"{name} is {one}, the cluster wants {wanted}", end="; ")
-CHECK
-) || fail "$venv: its Python does not run"
-[ -z "$faults" ] || fail "in $venv ${faults%; }"
+why=$("$venv/bin/python" "$(dirname "$0")/versions.py" "$@" 2>&1) || fail "in $venv $why"
 if [ $role = head ] && [ -e "$venv/.of-hksd" ]; then
   "$venv/bin/python" -m pip freeze --quiet --disable-pip-version-check --exclude hksd | grep '==' >$own/constraints.txt || true
 fi

@@ -53,7 +53,7 @@ _on_nodes = _spelled(PLACE, "a path on the nodes, /shared/runs or ~/runs say")
 
 
 def cluster(
-    variant: Annotated[str, typer.Argument(metavar="aws|local", help="Kind of cluster.")],
+    variant: Annotated[str, typer.Argument(metavar="aws|local|slurm|kuberay|gcp", help="Kind of cluster.")],
     head: Annotated[
         str | None, typer.Option(parser=_address, metavar="ADDRESS", help="local: the machine of Ray's head.")
     ] = None,
@@ -68,28 +68,44 @@ def cluster(
         Path | None, typer.Option(parser=_file, metavar="PATH", help="local: private key of SSH, here.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(parser=search_name, metavar="NAME", help="local: of the cluster; default hksd.")
+        str | None,
+        typer.Option(parser=search_name, metavar="NAME", help="local: of the cluster. slurm, kuberay: of the search."),
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            parser=_spelled(r"[A-Za-z0-9._/~][A-Za-z0-9._/@+~-]*", "the name of a space, or a path"),
+            metavar="SPACE",
+            help="slurm, kuberay: what to search; default quickstart.",
+        ),
     ] = None,
     image: Annotated[
         str | None,
-        typer.Option(parser=_spelled(WORD, "the name of an image"), metavar="IMAGE", help="aws: id of the image."),
+        typer.Option(
+            parser=_spelled(WORD, "the name of an image"),
+            metavar="IMAGE",
+            help="aws, gcp: the machines' image. kuberay: the containers'.",
+        ),
+    ] = None,
+    project: Annotated[
+        str | None, typer.Option(parser=_spelled(WORD, "the id of a project"), metavar="ID", help="gcp: the project.")
     ] = None,
     max_workers: Annotated[
         int | None,
-        typer.Option(parser=whole(1, 1000), metavar="N", help="aws: the most workers at a time; default 4."),
+        typer.Option(parser=whole(1, 1000), metavar="N", help="aws, gcp, kuberay: the most workers; slurm: nodes."),
     ] = None,
     python: Annotated[
         str | None,
         typer.Option(
             parser=_spelled(r"3\.\d+\.\d+", "a version to the dot, 3.12.3 say"),
             metavar="VERSION",
-            help="Python of all nodes; default that of the image, for local the one of this command.",
+            help="aws, gcp, local: of all nodes; default the image's, for local this one.",
         ),
     ] = None,
     venv: Annotated[
         str | None,
         typer.Option(
-            parser=_on_nodes, metavar="PATH", help="local: Python environment of the nodes; default ~/venv, made there."
+            parser=_on_nodes, metavar="PATH", help="local, slurm: Python environment on the nodes; default ~/venv."
         ),
     ] = None,
     shared: Annotated[
@@ -97,14 +113,12 @@ def cluster(
         typer.Option(
             parser=_on_nodes,
             metavar="PATH",
-            help="local: folder of all runs, the same one on all nodes; default ~/runs.",
+            help="local, slurm: folder of all runs, which all nodes see; default ~/runs.",
         ),
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option(
-            parser=_file, metavar="PATH", help="Code for the nodes: the project's folder (default) or a wheel."
-        ),
+        typer.Option(parser=_file, metavar="PATH", help="aws, gcp, local: the project's folder, or a wheel."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -123,7 +137,9 @@ def cluster(
         user=user,
         key=key,
         name=name,
+        space=space,
         image=image,
+        project=project,
         max_workers=max_workers,
         python=python,
         venv=venv,
