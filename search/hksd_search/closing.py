@@ -68,7 +68,7 @@ def close_books(seen: Seen, taught: Taught, books: Books, done: bool) -> Closed:
     seen.display.close()
     cap = books.caps.reached if books.caps.cut_short() else None
     ended = ledger.end.why if ledger.end else None
-    interrupted = ended in (Why.INTERRUPTED, Why.FAULT)
+    interrupted = ended is not None and ended >= Why.INTERRUPTED
     why = "interrupted" if interrupted else "exhausted" if ended is Why.EXHAUSTED else cap
     facts = taught.facts | {"ended": why}
     found = SearchFolder(home.name, home.folder, ledger.records(), facts)
@@ -99,12 +99,14 @@ def concluded(seen: Seen, books: Books, closed: Closed, start: float) -> Outcome
 
     Raises:
         RunError: no trial ran to its end, or none could go on, or something of the end could not be written.
+        UserError: a node of the cluster is not fit for the work.
         Stopped: by the user.
     """
     end, resume_command, say = books.ledger.end, seen.home.resume_command, seen.display.line
-    if end and end.why is Why.FAULT:
+    if end and end.why >= Why.FAULT:
         gone = not books.ledger.storage.journal.there
-        raise RunError(guards.how_to_go_on(end.text, resume_command, gone))
+        kind = UserError if end.why is Why.UNFIT else RunError
+        raise kind(guards.how_to_go_on(end.text, resume_command, gone))
     if closed.interrupted:
         raise Stopped(resume_command)
     if closed.found.best is None or not (closed.export or closed.faults):

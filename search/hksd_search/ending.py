@@ -13,6 +13,7 @@ class Why(IntEnum):
     CAP = 2
     INTERRUPTED = 3
     FAULT = 4
+    UNFIT = 5
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class End:
 
     Attributes:
         why: the reason. EXHAUSTED: the space has no further draw; what runs goes on. CAP: money or device hours are
-            spent. INTERRUPTED: by the user, or a machine that goes away. FAULT: no trial could go on.
+            spent. INTERRUPTED: by the user, or a machine that goes away. FAULT: no trial could go on. UNFIT:
+            a node of the cluster is not what it must be, which is the user's to mend.
         text: name of the cap in the `search` section, or the fault in words.
     """
 

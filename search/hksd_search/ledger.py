@@ -37,11 +37,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Events:
-    """Who wants to know: called by the ledger as trials start, report and end. All optional."""
+    """Who wants to know: called by the ledger as trials start, report, end and move to a machine."""
 
     started: list[Callable[[Assignment], None]] = field(default_factory=list)
     reported: list[Callable[[int, Mapping[str, Any]], None]] = field(default_factory=list)
     ended: list[Callable[[Record], None]] = field(default_factory=list)
+    moved: list[Callable[[int, str], None]] = field(default_factory=list)  # with the names of its machines so far
 
 
 class Ledger:
@@ -225,6 +226,7 @@ class Ledger:
         if epoch <= last and not result.get("anew"):  # Tune tells the last report of a trial twice
             return
         self.reached[number] = epoch
+        self._moved(number, result.get("hostname"))
         if epoch <= before["epoch"]:
             self._repeated(number, result, before, again=last > 0 or epoch == 1 < before["epoch"])
             return
@@ -235,6 +237,17 @@ class Ledger:
         if self._written():
             for observer in self.events.reported:
                 observer(number, result)
+
+    def _moved(self, number: int, node: str | None) -> None:
+        """Note the machine that a trial trains on, and tell of it where that is another one."""
+        trial, _ = self.live[number]
+        nodes = list(self._attributes(trial).get("nodes", []))
+        if node is None or node in nodes[-1:]:
+            return
+        nodes = [*(name for name in nodes if name != node), node]
+        trial.set_user_attr("nodes", nodes)
+        for observer in self.events.moved:
+            observer(number, ", ".join(nodes))
 
     def _repeated(self, number: int, result: Mapping[str, Any], before: Mapping[str, Any], again: bool) -> None:
         """Take in an epoch that the study knows.
@@ -359,7 +372,7 @@ class Ledger:
         """
         if self.end is None or why > self.end.why:
             self.end = End(why, text)
-        if why is Why.FAULT:
+        if why >= Why.FAULT:
             self.storage.journal.release()  # room for the end
 
     def _written(self) -> bool:

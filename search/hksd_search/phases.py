@@ -9,6 +9,7 @@ from typing import Any
 from hksd.config.networks import StudentConfig
 from hksd.config.run import RunConfig
 from hksd.data import DataSet
+from hksd_search.backend.cluster import Cluster
 from hksd_search.caps import Caps
 from hksd_search.console import Display
 from hksd_search.ledger import Ledger
@@ -61,6 +62,7 @@ class Seen:
         data: its images.
         meter: measures students.
         largest: the largest student within the limits.
+        cluster: its nodes, or None where all is on this machine.
     """
 
     space: Space
@@ -69,6 +71,7 @@ class Seen:
     data: DataSet
     meter: Meter
     largest: StudentConfig
+    cluster: Cluster | None = None
 
     @property
     def middle(self) -> RunConfig:

@@ -17,7 +17,9 @@ from typing import Any
 
 from hksd import data as datasets
 from hksd.errors import RunError, Stopped, UserError
+from hksd_search.backend import cluster as clusters
 from hksd_search.backend import connect, guards, last_word, takeover, target
+from hksd_search.backend.cluster import Cluster
 from hksd_search.caps import Caps
 from hksd_search.closing import close_books, concluded
 from hksd_search.console import Display
@@ -36,7 +38,7 @@ from hksd_search.strategy import samplers, stopping, warm_start
 from hksd_search.study import reading, trial_files
 from hksd_search.study.reading import FACTS_FILE, SearchFolder, open_search
 from hksd_search.summary import Outcome, facts_of, note_origin, parent_params, teacher_line
-from hksd_search.teaching import Teaching, make_teacher, with_teacher
+from hksd_search.teaching import TeacherFacts, make_teacher, with_teacher
 from hksd_search.tracking import access
 from hksd_search.tracking import address as addresses
 from hksd_search.tracking import tracker as tracking
@@ -83,36 +85,40 @@ def search(
     home = Home(runs, folder, name, address, store)
     earlier = [open_search(runs, one) for one in warm]
     addresses.must_be_usable(store, folder, tracking_later, resume)
-    seen = look(space, home, display, resume)
     with (
         addresses.secrets_hidden(),
-        guards.disk_full_explained(home.resume_command),
-        locked(home.folder),
-        interruptible(display, home.folder) as interrupt,
+        clusters.joined(address, runs, display.line, space.search.node_timeout) as cluster,
     ):
-        addresses.remember(home.folder, store)
-        taught = teach(seen, earlier, resume)
-        interrupt.hold()
-        books = open_books(seen, taught)
-        done = False
-        try:
-            done = train(seen, books, interrupt, restart)
-        finally:
-            closed = close_books(seen, taught, books, done)
-        return concluded(seen, books, closed, start)
+        seen = look(space, home, display, cluster, resume)
+        with (
+            guards.disk_full_explained(home.resume_command),
+            locked(home.folder),
+            interruptible(display, home.folder) as interrupt,
+        ):
+            addresses.remember(home.folder, store)
+            taught = teach(seen, earlier, resume)
+            interrupt.hold()
+            books = open_books(seen, taught)
+            done = False
+            try:
+                done = train(seen, books, interrupt, restart)
+            finally:
+                closed = close_books(seen, taught, books, done)
+            return concluded(seen, books, closed, start)
 
 
-def look(space: Space, home: Home, display: Display, resume: bool = False) -> Seen:
+def look(space: Space, home: Home, display: Display, cluster: Cluster | None = None, resume: bool = False) -> Seen:
     """Read the images, measure students, look at networks. Their faults come here, before anything is written."""
     data = datasets.load(space.middle({}).data, home.runs / IMAGES)
     shape = data.image_shape
     meter = Meter(shape, latencies_of(space.search, home.runs, shape, target.on_target), space.search.limits)
-    with target.connected(meter.latencies, home.address):
-        measure_ahead(space, meter, partial(display.step, unit="student"))
-        largest = check_feasible(space, meter)
+    if meter.latencies is not None:
+        meter.latencies.facts()  # later, when trials are drawn, is too late to learn that there is no such target
+    measure_ahead(space, meter, partial(display.step, unit="student"))
+    largest = check_feasible(space, meter)
     look_at_networks(space, data, meter, largest, begun=resume)
     check_knowledge(space, shape)
-    return Seen(space, home, display, data, meter, largest)
+    return Seen(space, home, display, data, meter, largest, cluster)
 
 
 def teach(seen: Seen, earlier: Sequence[SearchFolder], resume: bool) -> Taught:
@@ -120,17 +126,15 @@ def teach(seen: Seen, earlier: Sequence[SearchFolder], resume: bool) -> Taught:
     space, home, data, display = seen.space, seen.home, seen.data, seen.display
     write(home.folder / SPACE_FILE, resolved(space))
     try:
-        wanted = with_teacher(arms.arms(space, seen.largest, data.image_size).values(), seen.middle)
-        teacher, seconds = make_teacher(wanted, data, home.teachers, display.teacher)
+        teacher = _make_teacher(seen)
     except KeyboardInterrupt:
         raise Stopped(home.resume_command) from None
-    teaching = Teaching(seen.middle, data, teacher, home.teachers)
     taken = [warm_start.take(space, one, data.fingerprint, teacher.key) for one in earlier]
     facts = facts_of(space, home.name, data, teacher) | {
-        "teaching": teaching.facts(),
+        "teaching": dict(teacher.knowledge),
         "warm_start": [one.facts() for one in taken],
     }
-    facts["teacher"]["seconds"] = seconds
+    facts["teacher"] |= {"seconds": teacher.seconds, "node": teacher.node}
     if seen.meter.latencies:
         facts["latency"] = seen.meter.latencies.facts()
     if resume:
@@ -141,10 +145,22 @@ def teach(seen: Seen, earlier: Sequence[SearchFolder], resume: bool) -> Taught:
     write(home.folder / FACTS_FILE, json.dumps(facts, indent=1))
     note_origin(home.folder, space, data, teacher)
     remarks = [f"warning: {remark}" for remark in teacher.remarks]
-    said = (teacher_line(facts["teacher"], teacher), *remarks, teaching, samplers.told(space))
+    said = (teacher_line(facts["teacher"], teacher), *remarks, teacher.told, samplers.told(space))
     for line in (*said, stopping.description(space), *taken):
         display.line(str(line))
     return Taught(facts, taken)
+
+
+def _make_teacher(seen: Seen) -> TeacherFacts:
+    """Make the teacher here, or on a node of the cluster."""
+    space, home, data, progress = seen.space, seen.home, seen.data, seen.display.teacher
+    runs = with_teacher(arms.arms(space, seen.largest, data.image_size).values(), seen.middle)
+    if seen.cluster is None:
+        return make_teacher(runs, data, home.teachers, progress)
+    from hksd_search.backend import packing, teacher_task
+
+    gpu = packing.wants_gpu(space) and seen.cluster.has_gpus()
+    return teacher_task.make(seen.cluster, runs, data, home.teachers, progress, space.search.resources.cpu, gpu)
 
 
 def open_books(seen: Seen, taught: Taught) -> Books:
@@ -158,6 +174,7 @@ def open_books(seen: Seen, taught: Taught) -> Books:
     tracker = tracking.Tracker(home.store.uri, home.folder, home.name, default=home.store.default)  # the last to fail
     tracker.start_search(parent_params(space, taught.facts), resolved(space))
     events.started += [tracker.start_trial, display.started]
+    events.moved += [tracker.trial_node]
     events.reported += [tracker.epoch, display.reported]
     events.ended += [tracker.end_trial, display.ended, partial(trial_files.tidy, home.folder)]
     display.take_over(ledger.records())
@@ -194,26 +211,27 @@ def train(seen: Seen, books: Books, interrupt: Interrupt, restart: Sequence[str]
 
 
 def _train_with_ray(seen: Seen, books: Books, interrupt: Interrupt, restart: Sequence[str] | None) -> None:
-    """Start Ray, train, and end Ray."""
+    """Start Ray where it is not a cluster, train, and end Ray."""
     ledger, home = books.ledger, seen.home
-    connect.prepare(home.address, ledger.space.search.resources.nice)
+    if seen.cluster is None:
+        connect.prepare(None, ledger.space.search.resources.nice)
+        connect.start_ray()
     from hksd_search.backend import tuning
 
-    connect.start_ray(home.address)
     interrupt.ledger = ledger
     try:
-        packing = tuning.pack(ledger.space, ledger.largest, seen.data, home.teachers)
+        packing = tuning.pack(ledger.space, ledger.largest, seen.data, home.teachers, seen.cluster)
         if packing.reason:
             seen.display.line(packing.reason)
         books.caps.start(packing.gpu)
-        watched = restart is not None and not home.address
+        watched = restart is not None and seen.cluster is None
         again = _restart(home, restart or (), interrupt) if watched else None
         folder = home.folder.resolve()
-        tuning.tune_trials(
-            ledger, seen.data, folder, home.teachers, packing.gpu, restart=again, private=not home.address
-        )
+        tuning.tune_trials(ledger, seen.data, folder, home.teachers, packing.gpu, restart=again, cluster=seen.cluster)
     finally:
         interrupt.hold()
+        if seen.cluster is not None:
+            seen.cluster.close()
         connect.stop_ray()
 
 

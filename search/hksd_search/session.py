@@ -33,7 +33,14 @@ SPACE_FILE = "space.yaml"
 TEACHERS = "teachers"  # folder of cached teachers below the runs folder
 IMAGES = store.FOLDER  # folder of decoded images below the runs folder
 HOLDER = ".holder"  # says who holds the lock of a folder; the lock itself is empty
-RAISABLE = ("trials", "concurrent", "max_device_hours", "max_cost", "price")  # of `search`; a resume may change them
+RAISABLE = (
+    "trials",
+    "concurrent",
+    "max_device_hours",
+    "max_cost",
+    "price",
+    "node_timeout",
+)  # of `search`; a resume may change them
 RESERVED = {TEACHERS, IMAGES, LATENCIES, "mlflow-artifacts", "mlflow.db"}
 
 

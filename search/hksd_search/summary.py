@@ -16,7 +16,7 @@ from hksd.data import DataSet
 from hksd.deploy.export import CARD_FILE, Row
 from hksd.errors import UserError
 from hksd.models.size import size_of
-from hksd.teacher.teacher import FAMILIAR, Teacher
+from hksd.teacher.teacher import FAMILIAR
 from hksd_search.console import Display, relative
 from hksd_search.report import report as reports
 from hksd_search.report.report import table_csv
@@ -24,6 +24,7 @@ from hksd_search.report.sections import TABLE_FILE
 from hksd_search.space.space import Space
 from hksd_search.study.reading import SearchFolder, counts
 from hksd_search.study.records import Record
+from hksd_search.teaching import TeacherFacts
 from hksd_search.tracking import tracker as tracking
 
 
@@ -60,7 +61,7 @@ class Outcome:
     tracking: dict[str, Any]
 
 
-def facts_of(space: Space, name: str, data: DataSet, teacher: Teacher) -> dict[str, Any]:
+def facts_of(space: Space, name: str, data: DataSet, teacher: TeacherFacts) -> dict[str, Any]:
     """What is known of a search before its first trial, for `search.json`."""
     settings = space.middle({}).teacher
     assert settings is not None
@@ -92,7 +93,7 @@ def facts_of(space: Space, name: str, data: DataSet, teacher: Teacher) -> dict[s
     }
 
 
-def note_origin(folder: Path, space: Space, data: DataSet, teacher: Teacher) -> None:
+def note_origin(folder: Path, space: Space, data: DataSet, teacher: TeacherFacts) -> None:
     """Write down what the search is made of, and that a session at it begins."""
     settings = space.middle({}).teacher
     origin = {
@@ -107,7 +108,7 @@ def note_origin(folder: Path, space: Space, data: DataSet, teacher: Teacher) -> 
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
-def teacher_line(facts: Mapping[str, Any], teacher: Teacher) -> str:
+def teacher_line(facts: Mapping[str, Any], teacher: TeacherFacts) -> str:
     """The teacher in one line."""
     levels = ", ".join(f"{value:.2%}" for value in facts["attention_accuracy"])
     return (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,43 @@ def with_teacher(published: Iterable[RunConfig], middle: RunConfig) -> list[RunC
     return [*(run for run in published if run.terms.teacher_needs), middle]
 
 
-def make_teacher(
-    runs: Iterable[RunConfig], data: DataSet, cache_dir: Path, on_progress: Progress
-) -> tuple[Teacher, float]:
-    """Make the teachers of runs, whose remarks the caller tells.
+@dataclass(frozen=True)
+class TeacherFacts:
+    """What came of the teacher stage of a search: all that is known of the teacher, and no network.
 
-    Returns:
-        The last one, with the remarks on all, and the seconds that all took (0 where all were cached).
+    Attributes:
+        accuracy: see `hksd.teacher.teacher.Teacher`, as the five that follow.
+        attention_accuracy: of the estimators.
+        key: hash of what made it.
+        cached: nothing was trained.
+        familiar: its accuracy may be that of images that it knows.
+        remarks: what is to be told, on all teachers that were made.
+        seconds: that all took; 0 where they were cached.
+        node: name of the machine that it was made on.
+        knowledge: facts of the knowledge that trials take from it (`Teaching.facts`).
+        told: the same in words.
+    """
+
+    accuracy: float
+    attention_accuracy: tuple[float, ...]
+    key: str
+    cached: bool
+    familiar: bool
+    remarks: tuple[str, ...]
+    seconds: float
+    node: str
+    knowledge: Mapping[str, Any]
+    told: str
+
+
+def make_teacher(runs: Sequence[RunConfig], data: DataSet, cache_dir: Path, on_progress: Progress) -> TeacherFacts:
+    """Make the teachers of runs, and see what trials take from the last one.
+
+    Args:
+        runs: for which teachers are made; the last one is the run in the middle of the space.
+        data: their images.
+        cache_dir: folder of cached teachers.
+        on_progress: called after every epoch of training.
     """
     begun, trained = time.monotonic(), False
 
@@ -42,8 +73,20 @@ def make_teacher(
         on_progress(what, epoch, epochs, accuracy)
 
     made = [teachers.prepare(run, data, cache_dir=cache_dir, on_progress=progress, quiet=True) for run in runs]
-    remarks = tuple(dict.fromkeys(remark for one in made for remark in one.remarks))
-    return replace(made[-1], cached=not trained, remarks=remarks), time.monotonic() - begun if trained else 0.0
+    seconds, last = time.monotonic() - begun if trained else 0.0, made[-1]
+    teaching = Teaching(runs[-1], data, last, cache_dir)
+    return TeacherFacts(
+        accuracy=last.accuracy,
+        attention_accuracy=last.attention_accuracy,
+        key=last.key,
+        cached=not trained,
+        familiar=last.familiar,
+        remarks=tuple(dict.fromkeys(remark for one in made for remark in one.remarks)),
+        seconds=seconds,
+        node=socket.gethostname(),
+        knowledge=teaching.facts(),
+        told=str(teaching),
+    )
 
 
 class Teaching:

@@ -209,17 +209,16 @@ def test_a_number_is_taken_as_it_is_and_auto_tries_out_only_where_a_gpu_is_wante
     def unwanted() -> Usage:
         raise AssertionError
 
-    assert decide(0.5, True, 0, 4, unwanted) == Packing(0.5)
-    assert decide("auto", True, 0, 4, unwanted) == Packing(0.0)
-    assert decide("auto", False, 2, 4, unwanted) == Packing(0.0)
-    assert decide("auto", True, 2, 16, lambda: Usage(GIB, 80 * GIB, 0.05)).gpu == 1 / 8
+    assert decide(0.5, True, lambda: 4, unwanted) == Packing(0.5)
+    assert decide("auto", False, lambda: 4, unwanted) == Packing(0.0)
+    assert decide("auto", True, lambda: 8, lambda: Usage(GIB, 80 * GIB, 0.05)).gpu == 1 / 8
 
 
 def test_without_a_dry_run_a_trial_has_a_gpu_and_the_reason_is_said() -> None:
     def broken() -> Usage:
         raise RuntimeError("no kernel image\nmore")
 
-    found = decide("auto", True, 1, 16, broken)
+    found = decide("auto", True, lambda: 16, broken)
     assert found == Packing(1.0, "1 trial per GPU, since a dry run was not possible: no kernel image")
 
 

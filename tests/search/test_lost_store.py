@@ -16,8 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from hksd_search.ledger import Events, Ledger
 from hksd_search.study.records import Record, read_records
-from hksd_search.tracking import access, refill
-from hksd_search.tracking import tracker as tracking
+from hksd_search.tracking import access, refill, sender
 from hksd_search.tracking.facts import STATUS
 from hksd_search.tracking.tracker import EXPERIMENT, Tracker
 
@@ -36,7 +35,7 @@ def begin(
     make_space: Make, open_ledger: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_stores: None
 ) -> Make:
     """begin(): a ledger and a tracker that hears of its trials; a later call goes on with the same search."""
-    monkeypatch.setattr(tracking, "RETRY_S", 0.1)
+    monkeypatch.setattr(sender, "RETRY_S", 0.1)
 
     def go() -> tuple[Ledger, Tracker]:
         tracker = Tracker(access.store_uri(None, tmp_path), tmp_path, "first")
@@ -49,7 +48,7 @@ def begin(
 
 def sent(tracker: Tracker) -> None:
     """Wait until the tracker has nothing to send."""
-    while tracker._pending.qsize() or tracker._unsent:
+    while not tracker.idle:
         time.sleep(0.05)
     time.sleep(0.3)
 
@@ -160,7 +159,7 @@ def test_a_clock_that_is_set_back_changes_nothing(
     begin: Make, train: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = itertools.count(1_900_000_000, -60)
-    monkeypatch.setattr(tracking.time, "time", lambda: float(next(now)))
+    monkeypatch.setattr(sender.time, "time", lambda: float(next(now)))
     ledger, tracker = begin()
     train(ledger, ledger.next(), (0.1, 0.2, 0.3))
     ledger.next()

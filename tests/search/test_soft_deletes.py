@@ -16,8 +16,7 @@ from werkzeug.serving import make_server
 
 from hksd_search.ledger import Events, Ledger
 from hksd_search.study.records import read_records
-from hksd_search.tracking import access
-from hksd_search.tracking import tracker as tracking
+from hksd_search.tracking import access, sender
 from hksd_search.tracking.facts import STATUS
 from hksd_search.tracking.tracker import EXPERIMENT, RUNS_FILE, Tracker
 
@@ -107,7 +106,7 @@ def begin(
     page: Page, make_space: Make, open_ledger: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Begin]:
     """begin(): a ledger and a tracker that hears of its trials; a later call goes on with the same search."""
-    monkeypatch.setattr(tracking, "RETRY_S", 0.1)
+    monkeypatch.setattr(sender, "RETRY_S", 0.1)
     folder = tmp_path / "search"
     folder.mkdir()
     trackers: list[Tracker] = []
@@ -120,14 +119,14 @@ def begin(
         return open_ledger(make_space(search={"trials": 3, "arms": "none"}), events, folder), tracker
 
     yield go
-    assert all(not tracker._thread.is_alive() for tracker in trackers), "a thread is left"
+    assert all(t._sender and not t._sender.thread.is_alive() for t in trackers), "a thread is left"
 
 
 def sent(tracker: Tracker) -> None:
     """Wait until the tracker has nothing to send."""
     deadline = threading.Event()
     for _ in range(600):
-        if not tracker._pending.qsize() and tracker._current is None:
+        if tracker.idle:
             return
         deadline.wait(0.05)
     raise AssertionError("it is not sent")

@@ -23,8 +23,7 @@ from hksd.errors import UserError
 from hksd_search.backend import takeover
 from hksd_search.backend.ray_watch import Restart
 from hksd_search.session import how_to_resume
-from hksd_search.tracking import access, address, examine, known
-from hksd_search.tracking import tracker as tracking
+from hksd_search.tracking import access, address, examine, known, sender
 from hksd_search.tracking.address import Address
 from hksd_search.tracking.examine import Kind
 from hksd_search.tracking.known import Known
@@ -239,7 +238,7 @@ def test_nobody_at_a_port_and_a_host_that_is_not_known_are_away() -> None:
 
 def test_the_end_does_not_wait_for_a_server_that_drips(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("FLUSH_S", 0.3), ("LAST_CALL_S", 0.3), ("RETRY_S", 0.1)):
-        monkeypatch.setattr(tracking, name, seconds)
+        monkeypatch.setattr(sender, name, seconds)
     for port in serve(drip):
         tracker = Tracker(f"http://127.0.0.1:{port}", folder, "first")
         tracker.start_search({}, "x")

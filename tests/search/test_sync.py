@@ -22,8 +22,7 @@ from hksd_search.closing import Steps
 from hksd_search.ledger import Events, Ledger
 from hksd_search.session import locked
 from hksd_search.study.records import read_records
-from hksd_search.tracking import known
-from hksd_search.tracking import tracker as tracking
+from hksd_search.tracking import known, sender
 from hksd_search.tracking.tracker import EXPERIMENT, SPOOL_FILE, Tracker, waiting
 
 Make = Callable[..., Any]
@@ -34,7 +33,7 @@ AWAY = "http://127.0.0.1:9"  # nobody listens
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder of a search; a tracker gives up soon."""
     for name, seconds in (("FLUSH_S", 0.3), ("RETRY_S", 0.1)):
-        monkeypatch.setattr(tracking, name, seconds)
+        monkeypatch.setattr(sender, name, seconds)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "runs" / "first").mkdir(parents=True)
     return tmp_path / "runs" / "first"

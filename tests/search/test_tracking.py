@@ -24,8 +24,7 @@ from hksd.config.run import RunConfig, config_hash, dump, flatten
 from hksd.errors import UserError
 from hksd_search.space.sizes import Meter
 from hksd_search.study.records import Assignment, Record, Status
-from hksd_search.tracking import access
-from hksd_search.tracking import tracker as tracking
+from hksd_search.tracking import access, sender
 from hksd_search.tracking.tracker import EXPERIMENT, PARENT, RUNS_FILE, SPOOL_FILE, Tracker
 
 Make = Callable[..., Any]
@@ -49,8 +48,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up soon."""
-    monkeypatch.setattr(tracking, "FLUSH_S", 0.5)
-    monkeypatch.setattr(tracking, "RETRY_S", 0.1)
+    monkeypatch.setattr(sender, "FLUSH_S", 0.5)
+    monkeypatch.setattr(sender, "RETRY_S", 0.1)
 
 
 @pytest.fixture(scope="session")
@@ -452,7 +451,7 @@ def test_a_spool_that_cannot_be_written_either_is_said_and_not_raised(tmp_path: 
 def test_every_record_is_sent_or_spooled_also_when_the_store_is_slower_than_the_search(
     uri: str, folder: Path, trial: Make, ended: Make, epoch_report: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "FLUSH_S", -14.5)  # time is up long ago, and half a second is left for a last call
+    monkeypatch.setattr(sender, "FLUSH_S", -14.5)  # time is up long ago, and half a second is left for a last call
     before = set(threading.enumerate())
     tracker = Tracker(uri, folder, "first")
     tracker.start_search({}, "x")
@@ -463,7 +462,7 @@ def test_every_record_is_sent_or_spooled_also_when_the_store_is_slower_than_the_
     for thread in set(threading.enumerate()) - before:  # other tests may have left some that wait for a server
         if thread.name == "tracking":
             thread.join(60)
-    monkeypatch.setattr(tracking, "FLUSH_S", 30.0)
+    monkeypatch.setattr(sender, "FLUSH_S", 30.0)
     assert Tracker(uri, folder, "first").close().unsent == 0
     runs = stored(uri)
     assert len(runs) == 26
@@ -549,8 +548,8 @@ def test_a_server_that_goes_away_and_comes_back_holds_nothing_up_and_gets_everyt
     epoch_report: Make,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tracking, "RETRY_S", 0.2)
-    monkeypatch.setattr(tracking, "FLUSH_S", 30.0)
+    monkeypatch.setattr(sender, "RETRY_S", 0.2)
+    monkeypatch.setattr(sender, "FLUSH_S", 30.0)
     server.start()
     tracker = Tracker(server.uri, folder, "first")
     tracker.start_search({"a": "1"}, "x")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 DIED = "the worker process died (killed, out of memory, or crashed)"
@@ -12,6 +12,9 @@ MEMORY = "its machine ran out of memory, and Ray ended it"
 _FAULT = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt|Timeout)\b(?:: .*)?$", re.MULTILINE)
 _EXIT = re.compile(r"^.*Worker exits with an exit code (?!None)(.+?)\.?$", re.MULTILINE)  # of sys.exit, not of a kill
 _NODE = re.compile(r"\bnode (?:has died|was (?:dead|preempted|terminated))")
+_ADDRESS = re.compile(r"(?:^\s*ip|[Nn]ode IP): ([^\s,]+)", re.MULTILINE)
+_ACTOR = re.compile(r"\bactor(?:_id:| ID)? ([0-9a-f]{32})\b", re.IGNORECASE)
+_NODE_ID = re.compile(r"\bnode ID: ([0-9a-f]{56})\b", re.IGNORECASE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -23,10 +26,16 @@ class Failure:
         reason: in one line.
         fault: an exception in the worker, outside of any trial (an import that fails, a file that is not there), which
             every worker of that machine would meet. Otherwise its process or its machine is gone.
+        node: Ray's id of the node, where it tells.
+        address: of the machine, where it tells.
+        actor: Ray's id of the worker, where it tells.
     """
 
     reason: str
     fault: bool
+    node: str | None = None
+    address: str | None = None
+    actor: str | None = None
 
 
 def failure(error: BaseException | str) -> Failure:
@@ -36,6 +45,11 @@ def failure(error: BaseException | str) -> Failure:
         error: an exception of Ray, or its text.
     """
     text = _COLOUR.sub("", str(error))
+    node, address, actor = (form.search(text) for form in (_NODE_ID, _ADDRESS, _ACTOR))
+    return replace(_read(text), node=node and node[1], address=address and address[1], actor=actor and actor[1])
+
+
+def _read(text: str) -> Failure:
     if "low on memory" in text:  # Ray names an exception too, but nobody else need meet this
         return Failure(MEMORY, fault=False)
     if _NODE.search(text):

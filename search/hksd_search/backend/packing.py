@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from hksd.errors import RunError, UserError
 from hksd.fit import fit
 from hksd.run.outcome import EpochReport
 from hksd.teacher import prepare as teachers
+from hksd_search.backend import nodes
+from hksd_search.backend.nodes import Node
 from hksd_search.space.settings import SearchConfig
+from hksd_search.space.space import Space
 
 GIB = 2**30
 STEPS = 20  # of the dry run; as many before it, to warm up
@@ -119,8 +122,18 @@ def _first(split: Split, count: int) -> Split:
     )
 
 
+def trials_by_cpu(up: Iterable[Node], cpu: int) -> int:
+    """Trials for which there are processor cores, per GPU, on the node where they are fewest.
+
+    Args:
+        up: nodes; those without a GPU do not count.
+        cpu: cores of a trial.
+    """
+    return min((int(node.cpu / cpu / node.gpu) for node in up if node.gpu), default=1)
+
+
 def trials_at_once(search: SearchConfig, gpu: float, cpus: float, gpus: float) -> int:
-    """Trials at once, each with that many GPUs: what the resources allow, at most `search.concurrent`.
+    """Trials at once on one machine, each with that many GPUs: what it has room for, at most `search.concurrent`.
 
     Args:
         search: the settings.
@@ -131,33 +144,32 @@ def trials_at_once(search: SearchConfig, gpu: float, cpus: float, gpus: float) -
     Raises:
         UserError: not even one trial fits.
     """
-    fit = int(cpus // search.resources.cpu)
-    if gpu:
-        fit = min(fit, int(gpus / gpu + 1e-9))
+    fit = nodes.room(cpus, gpus, search.resources.cpu, gpu)
     if fit < 1:
-        raise UserError(
-            f"search.resources: a trial wants {search.resources.cpu} CPU(s) and {gpu:g} GPU(s), "
-            f"there are {cpus:g} and {gpus:g}"
-        )
+        raise UserError(f"{nodes.wish(search.resources.cpu, gpu)}, there are {cpus:g} and {gpus:g}")
     return min(fit, search.concurrent or fit)
 
 
-def decide(asked: float | str, wanted: bool, gpus: float, cpus: int, try_out: Callable[[], Usage]) -> Packing:
+def wants_gpu(space: Space) -> bool:
+    """Whether the runs of a space may use a GPU, where there is one."""
+    return space.search.resources.gpu != 0 and str(space.tree["train"].get("device", "auto")) != "cpu"
+
+
+def decide(asked: float | str, gpus: bool, by_cpu: Callable[[], int], try_out: Callable[[], Usage]) -> Packing:
     """The GPUs of a trial.
 
     Args:
         asked: `search.resources.gpu`, a number or ``auto``.
-        wanted: whether the runs may use a GPU (`train.device`).
-        gpus: GPUs that there are.
-        cpus: trials for which there are processor cores.
+        gpus: whether the runs may use GPUs, and there are some, or will be.
+        by_cpu: trials per GPU for which there are processor cores; asked after the dry run.
         try_out: the dry run.
     """
     if not isinstance(asked, str):
         return Packing(asked)
-    if not wanted or gpus < 1:
+    if not gpus:
         return Packing(0.0)
     try:
-        return proposed(try_out(), int(cpus / gpus))
+        return proposed(try_out(), by_cpu())
     except Exception as error:  # whatever the device does: one trial per GPU is what always works
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Packing(1.0, f"1 trial per GPU, since a dry run was not possible: {first}")

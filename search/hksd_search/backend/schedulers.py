@@ -13,15 +13,30 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from hksd.config.changes import Change, Values
 from hksd.config.run import RunConfig, from_tree
+from hksd.errors import RunError, UserError
 from hksd.run import checkpoint
 from hksd_search.backend import failures
+from hksd_search.backend.cluster import Cluster
 from hksd_search.backend.failures import Failure
+from hksd_search.ending import Why
 from hksd_search.ledger import Ledger
 from hksd_search.space.settings import Pbt
 from hksd_search.strategy.population import Population, boundaries, explored, knobs
 from hksd_search.strategy.stopping import EarlyStopping
 from hksd_search.study.forks import Offspring
 from hksd_search.study.records import Fork, Record, record_of, trial_folder
+
+
+def mind(ledger: Ledger, cluster: Cluster | None) -> None:
+    """Have the search end for what has been found about the nodes of its cluster."""
+    if cluster is None or ledger.stopping:
+        return
+    try:
+        cluster.check()
+    except UserError as error:
+        ledger.stop(Why.UNFIT, str(error))
+    except RunError as error:
+        ledger.stop(Why.FAULT, str(error))
 
 
 class LedgerScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -34,22 +49,35 @@ class LedgerScheduler(FIFOScheduler):  # type: ignore[misc]
         ledger: of the search.
         lost: takes in why the worker of a trial was lost, by Tune's id of the trial: Tune tells its scheduler of the
             trial itself, and its searcher only of the id.
+        cluster: nodes that come and go; None where all workers are on this machine.
     """
 
-    def __init__(self, ledger: Ledger, lost: dict[str, Failure] | None = None):
+    def __init__(self, ledger: Ledger, lost: dict[str, Failure] | None = None, cluster: Cluster | None = None):
         super().__init__()
         self.ledger: Ledger | None = ledger
+        self.cluster: Cluster | None = cluster
         self.lost = {} if lost is None else lost
         self.stopping: EarlyStopping | None = EarlyStopping(ledger.space, ledger.records())
         pbt = ledger.space.search.scheduler.pbt
         self.evolution = Evolution(ledger, pbt) if pbt else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "ledger": None, "stopping": None, "evolution": None}
+        return {**self.__dict__, "ledger": None, "cluster": None, "stopping": None, "evolution": None}
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """See ray.tune.schedulers.TrialScheduler; Ray's own looks through all trials of the search at each event."""
+        assert self.ledger is not None
+        mind(self.ledger, self.cluster)
+        if self.ledger.stopping and self.cluster is not None:
+            self._let_go(tune_controller)
+            return None
         return next((trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING), None)
+
+    def _let_go(self, tune_controller: Any) -> None:
+        """End the trials that still wait for a node: none may ever come."""
+        for trial in list(tune_controller.get_live_trials()):
+            if trial.status == Trial.PENDING and trial not in tune_controller._resetting_trials:
+                tune_controller.stop_trial(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """See ray.tune.schedulers.TrialScheduler."""

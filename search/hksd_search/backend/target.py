@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from hksd.errors import RunError, UserError, nearest
-from hksd_search.backend import connect
-from hksd_search.space.latency import Latencies
 from hksd_search.space.settings import LOCAL
 
 SHARE = 0.001  # of the target's resource; a measurement takes no core from the trials
 ANSWER_S = 900.0  # a target that has not answered by then is taken for dead
-
-
-@contextlib.contextmanager
-def connected(latencies: Latencies | None, address: str | None) -> Iterator[None]:
-    """Stay connected to the cluster of a search inside, if its latencies are measured there.
-
-    Raises:
-        UserError: no cluster answers, or no node has the target.
-    """
-    if latencies is None:
-        yield
-    elif latencies.settings.target == LOCAL or address is None:
-        latencies.facts()
-        yield
-    else:
-        connect.prepare(address)
-        connect.start_ray(address)
-        try:
-            latencies.facts()  # later, when trials are drawn, is too late to learn that there is no such target
-            yield
-        finally:
-            connect.stop_ray()
 
 
 def on_target(target: str, function: Any, *arguments: Any) -> Any:

@@ -26,7 +26,8 @@ from hksd.device import process
 from hksd.fit import fit
 from hksd.run import checkpoint
 from hksd.run.outcome import EpochReport, OnEpoch
-from hksd_search.backend import gpu, guards
+from hksd_search.backend import fitness, gpu, guards
+from hksd_search.backend.shared_folder import Mark
 from hksd_search.backend.stop_file import told_to_stop
 from hksd_search.study.records import trial_folder
 
@@ -121,6 +122,7 @@ def run_trial(
     share: float = 0.0,
     keep: Container[int] = (),
     rules: guards.Rules = guards.Rules(),  # noqa: B008 - frozen
+    mark: Mark | None = None,
 ) -> None:
     """Train one assignment.
 
@@ -140,7 +142,12 @@ def run_trial(
         share: see `Workplace`.
         keep: epochs whose checkpoint others may go on from; that of an arm nobody does.
         rules: how long an epoch may take, and how much memory the trial may hold.
+        mark: in the folder that all nodes of a cluster share.
     """
+    if mark is not None and (why := fitness.not_shared(mark, write=False)):
+        unfit = {"fault": why, "kind": "unfit node"}
+        tune.report({"number": assignment["number"], "epoch": 0, "val_accuracy": 0.0, **unfit})
+        return
     out = trial_folder(Path(search), assignment["number"])
     fork = json.loads(assignment.get("fork", "{}"))
     epoch, begun = 0, False

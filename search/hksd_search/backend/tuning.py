@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,22 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
+from hksd import bounds
 from hksd.config.networks import StudentConfig
 from hksd.config.run import dump
 from hksd.data import DataSet
 from hksd.errors import RunError
 from hksd.files import FULL
-from hksd_search.backend import connect, failures, guards, packing
+from hksd_search.backend import connect, failures, guards, nodes, packing
+from hksd_search.backend.cluster import NODES_LOST, Cluster
 from hksd_search.backend.failures import Failure
 from hksd_search.backend.packing import Packing, Usage
 from hksd_search.backend.ray_watch import RayWatch, Restart
-from hksd_search.backend.schedulers import LedgerScheduler, remove_checkpoints
+from hksd_search.backend.schedulers import LedgerScheduler, mind, remove_checkpoints
 from hksd_search.backend.trial import run_trial
 from hksd_search.ending import Why
 from hksd_search.ledger import Ledger
+from hksd_search.space.settings import SearchConfig
 from hksd_search.space.space import Space
 from hksd_search.strategy.population import boundaries
 from hksd_search.study.records import STRIKES, trial_folder
@@ -40,8 +45,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         ledger: of the search.
         folder: of the search; a worker that dies leaves its last words there.
         lost: why the worker of a trial was lost (see `LedgerScheduler`).
-        alike: workers that fail one after the other, before any trial reports, from which on all would fail: 1 where
-            all are on one machine.
+        places: how many trials there may be at this moment; None for no limit.
+        cluster: nodes that come and go; None where all workers are on this machine.
         watch: knows whether Ray itself has died.
     """
 
@@ -50,22 +55,31 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         ledger: Ledger,
         folder: Path,
         lost: dict[str, Failure],
-        alike: int = 1,
+        places: Callable[[], int] | None = None,
+        cluster: Cluster | None = None,
         watch: RayWatch | None = None,
     ):
         super().__init__(metric="val_accuracy", mode="max")
         self.ledger: Ledger | None = ledger
         self.folder, self.longest = folder, 0.0  # seconds of an epoch
-        self.lost, self.alike, self.faults = lost, alike, 0  # faults of workers since the last report
+        # Workers that fail one after the other, before any trial reports, from which on all would fail.
+        self.alike = 1 if cluster is None else STRIKES
+        self.lost, self.faults = lost, 0  # faults of workers since the last report
+        self.places: Callable[[], int] | None = places
+        self.cluster: Cluster | None = cluster
         self.watch: RayWatch | None = watch
         self.numbers: dict[str, int] = {}
+        self.gone: Counter[int] = Counter()  # nodes that a trial has lost since its last epoch
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "ledger": None, "watch": None}
+        return {**self.__dict__, "ledger": None, "watch": None, "places": None, "cluster": None}
 
     def suggest(self, trial_id: str) -> Any:
         """See ray.tune.search.Searcher."""
         assert self.ledger is not None
+        mind(self.ledger, self.cluster)
+        if self.places is not None and not self.ledger.stopping and len(self.ledger.live) >= self.places():
+            return None
         assignment = self.ledger.next()
         if assignment is None:
             # A trial that runs may be lost and come back: asked again later.
@@ -79,9 +93,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         """See ray.tune.search.Searcher."""
         assert self.ledger is not None
         if "fault" not in result and "epoch" in result:
+            number = self.numbers[trial_id]
             self.longest = max(self.longest, float(result["seconds"]))
             self.faults = 0
-            self.ledger.report(self.numbers[trial_id], unflatten(result))
+            self.gone.pop(number, None)
+            self.ledger.report(number, unflatten(result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """See ray.tune.search.Searcher."""
@@ -99,12 +115,19 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             self.ledger.put_back(number)
         elif result.get("kind") == "again":
             self.ledger.lost(number, result["fault"])
+        elif result.get("kind") == "unfit node":
+            self.ledger.stop(Why.UNFIT, result["fault"])
+            self.ledger.put_back(number)
         else:
             self.ledger.finish(number, result.get("fault"))
 
     def _lost(self, number: int, failure: Failure) -> None:
         """A trial has lost its worker: by what it met, outside of the trial, or with its process."""
         assert self.ledger is not None
+        if self.cluster is not None and (node := self.cluster.lost_node(failure)):
+            self.gone[number] += 1
+            self.ledger.lost(number, f"node {node} is gone", strike=self.gone[number] > NODES_LOST)
+            return
         if not failure.fault:
             reason, strikes = guards.last_words(trial_folder(self.folder, number))
             self.ledger.lost(number, failure.reason if reason == failures.DIED else reason, strikes)
@@ -136,7 +159,9 @@ def unflatten(result: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def pack(space: Space, student: StudentConfig, data: DataSet, cache_dir: Path) -> Packing:
+def pack(
+    space: Space, student: StudentConfig, data: DataSet, cache_dir: Path, cluster: Cluster | None = None
+) -> Packing:
     """Find out how many trials share a GPU (`backend.packing`), with a dry run where the space leaves it open.
 
     Args:
@@ -144,27 +169,66 @@ def pack(space: Space, student: StudentConfig, data: DataSet, cache_dir: Path) -
         student: the largest student there will be.
         data: its images.
         cache_dir: folder of cached teachers.
+        cluster: its nodes; the dry run waits for one with a GPU, which may have to be started first.
+
+    Raises:
+        UserError: see `Cluster.check`.
+        RunError: see `Cluster.check`.
     """
-    have = ray.cluster_resources()
+    asked = space.search.resources
 
     def try_out() -> Usage:
         config = space.middle({"student": dump(student)})
-        run = ray.remote(num_gpus=1, max_calls=1)(connect.at_home)  # its process ends and leaves no memory occupied
+        # Its process ends and leaves no memory occupied.
+        run = ray.remote(num_cpus=asked.cpu, num_gpus=1, max_calls=1)(connect.at_home)
+        begun = run.remote(str(Path.cwd()), packing.measured, config, data, cache_dir)
         try:
-            usage: Usage = ray.get(run.remote(str(Path.cwd()), packing.measured, config, data, cache_dir))
+            if cluster is None:
+                usage: Usage = ray.get(begun)
+            else:
+                with cluster.wanting(asked.cpu, 1):
+                    usage = cluster.wait(begun)
         except RayError as error:
             raise RunError(f"the dry run on a GPU failed: {failures.failure(error).reason}") from error
         return usage
 
-    wanted = str(space.tree["train"].get("device", "auto")) != "cpu"
-    cpus = int(have.get("CPU", 0) // space.search.resources.cpu)
-    return packing.decide(space.search.resources.gpu, wanted, have.get("GPU", 0), cpus, try_out)
+    if not packing.wants_gpu(space) or not isinstance(asked.gpu, str):
+        gpus = False
+    elif cluster is None:
+        gpus = ray.cluster_resources().get("GPU", 0) >= 1
+    else:
+        gpus = cluster.has_gpus()
+    found = packing.decide(asked.gpu, gpus, lambda: packing.trials_by_cpu(nodes.alive(), asked.cpu), try_out)
+    if cluster is not None:
+        cluster.check()  # what ended the wait for the dry run ends the search
+    return found
 
 
-def concurrent_trials(space: Space, gpu: float) -> int:
-    """Trials at once, each with that many GPUs; see `hksd_search.backend.packing.trials_at_once`."""
-    have = ray.cluster_resources()
-    return packing.trials_at_once(space.search, gpu, have.get("CPU", 0), have.get("GPU", 0))
+class Places:
+    """How many trials may run, or wait for a node, at this moment: `search.concurrent` at most.
+
+    Args:
+        search: the settings.
+        gpu: GPUs of a trial.
+        cluster: nodes that come and go; None for this machine.
+
+    Raises:
+        UserError: not even one trial fits on this machine.
+    """
+
+    def __init__(self, search: SearchConfig, gpu: float, cluster: Cluster | None = None):
+        self.search, self.gpu, self.cluster = search, gpu, cluster
+        self.fixed = 0
+        if cluster is None:
+            have = ray.cluster_resources()
+            self.fixed = packing.trials_at_once(search, gpu, have.get("CPU", 0), have.get("GPU", 0))
+
+    def __call__(self) -> int:
+        """Trials at once, now."""
+        if self.cluster is None:
+            return self.fixed
+        now = self.cluster.places(self.search.resources.cpu, self.gpu)
+        return min(now, self.search.concurrent or now)
 
 
 def tune_trials(
@@ -175,7 +239,7 @@ def tune_trials(
     gpu: float = 0.0,
     trial: Callable[..., None] = run_trial,
     restart: Restart | None = None,
-    private: bool = True,
+    cluster: Cluster | None = None,
 ) -> None:
     """Train what the ledger hands out until it hands out no more.
 
@@ -187,14 +251,16 @@ def tune_trials(
         gpu: GPUs of a trial.
         trial: what trains one; takes the arguments of `run_trial`.
         restart: what to do when Ray dies; None leaves it to Ray, which ends the process.
-        private: all workers are on this machine.
+        cluster: nodes that come and go; None where all workers are on this machine.
     """
     fixed: dict[str, Any] = {"search": str(folder), "cache_dir": str(cache_dir), "home": str(Path.cwd()), "share": gpu}
     fixed["shared"] = json.dumps(dump(ledger.space.middle({})))
     fixed["keep"] = list(boundaries(ledger.space))
-    resources, concurrent = ledger.space.search.resources, concurrent_trials(ledger.space, gpu)
+    fixed["mark"] = cluster and cluster.mark
+    resources, places = ledger.space.search.resources, Places(ledger.space.search, gpu, cluster)
     memory = None if resources.memory_gb is None else int(resources.memory_gb * guards.GB)
-    rules = guards.Rules(ledger.space.search.epoch_timeout, memory, concurrent, resources.cpu)
+    most = places() if cluster is None else bounds.CONCURRENT
+    rules = guards.Rules(ledger.space.search.epoch_timeout, memory, most, resources.cpu)
     trainable = tune.with_resources(
         tune.with_parameters(trial, data=data, rules=rules, **fixed), {"cpu": resources.cpu, "gpu": gpu}
     )
@@ -206,22 +272,24 @@ def tune_trials(
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=LedgerSearcher(ledger, folder, lost, 1 if private else STRIKES, watch),
-            scheduler=LedgerScheduler(ledger, lost),
+            search_alg=LedgerSearcher(ledger, folder, lost, places, cluster, watch),
+            scheduler=LedgerScheduler(ledger, lost, cluster),
             num_samples=-1,
-            max_concurrent_trials=concurrent,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
     )
     try:
-        with connect.pending_trials(concurrent):
+        with (
+            connect.pending_trials(most),
+            nullcontext() if cluster is None else cluster.wanting(resources.cpu, gpu),
+        ):
             tuner.fit()
     except Exception as error:  # Tune keeps files of its own, and turns what happened there into text
         full = guards.full(error) or any(os.strerror(number) in str(error) for number in FULL)
         gone = not ledger.storage.journal.there
-        if not full and not gone and not (ledger.end and ledger.end.why is Why.FAULT):
+        if not full and not gone and not (ledger.end and ledger.end.why >= Why.FAULT):
             raise
         ledger.stop(Why.FAULT, f"{folder}: {GONE}" if gone else f"the disk is full: {folder}")
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from hksd.errors import RunError, Stopped, UserError
 from hksd.provenance import provenance
 from hksd.teacher import prepare as teachers
 from hksd.teacher.teacher import Teacher
+from hksd_search.backend import cluster as clusters
 from hksd_search.backend import connect
-from hksd_search.backend.connect import start_ray, stop_ray
+from hksd_search.backend.cluster import Cluster
 from hksd_search.confirm import contenders, scores, verdicts
 from hksd_search.confirm.contenders import Contender, Run, runs_of
 from hksd_search.confirm.files import FOLDER, text, write_files
@@ -173,8 +175,20 @@ class Confirmation:
             self._train_with_ray(left, interrupt)
 
     def _train_with_ray(self, left: Sequence[Run], interrupt: Interrupt) -> None:
-        """Start Ray and train; Ray is imported only here, after its environment is set."""
-        connect.prepare(self.request.address, self.space.search.resources.nice)
+        """Start Ray, or take that of the cluster, and train."""
+        request, settings = self.request, self.space.search
+        with clusters.joined(request.address, request.runs, self.display.line, settings.node_timeout) as cluster:
+            if cluster is None:
+                connect.prepare(None, settings.resources.nice)
+                connect.start_ray()
+            interrupt.install()
+            try:
+                self._train_on(left, cluster)
+            finally:
+                connect.stop_ray()
+
+    def _train_on(self, left: Sequence[Run], cluster: Cluster | None) -> None:
+        """Train; Ray is imported only here, after its environment is set."""
         from hksd_search.backend import tuning
         from hksd_search.backend.trial import Workplace
         from hksd_search.confirm import retrain
@@ -187,17 +201,13 @@ class Confirmation:
         def on_stop() -> None:
             self.display.line("stopping: each run finishes its step and is saved (Ctrl-C again stops now)")
 
-        start_ray(self.request.address)
-        interrupt.install()
-        try:
-            largest = max((*self.students, *self.arms), key=lambda one: one.record.params or 0)
-            packing = tuning.pack(self.space, largest.config.student, self.data, self.cache_dir)
-            if packing.reason:
-                self.display.line(packing.reason)
-            place = Workplace(str(self.cache_dir), str(Path.cwd()), json.dumps(dump(self.middle)), packing.gpu)
-            retrain.train_all(list(jobs), self.data, self.space, place, self.folder, on_end, on_stop)
-        finally:
-            stop_ray()
+        largest = max((*self.students, *self.arms), key=lambda one: one.record.params or 0)
+        packing = tuning.pack(self.space, largest.config.student, self.data, self.cache_dir, cluster)
+        if packing.reason:
+            self.display.line(packing.reason)
+        place = Workplace(str(self.cache_dir), str(Path.cwd()), json.dumps(dump(self.middle)), packing.gpu)
+        with nullcontext() if cluster is None else cluster.wanting(self.space.search.resources.cpu, packing.gpu):
+            retrain.train_all(list(jobs), self.data, self.space, place, self.folder, on_end, on_stop, cluster)
 
     def _ended(self, run: Run, fault: str | None, warnings: Sequence[str], total: int) -> None:
         """Show how a run ended."""

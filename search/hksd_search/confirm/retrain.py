@@ -6,8 +6,10 @@ Import it after `hksd_search.backend.connect.prepare`.
 from __future__ import annotations
 
 import json
+import logging
+import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +22,9 @@ from hksd.config.run import config_hash, from_tree
 from hksd.data import DataSet
 from hksd.errors import NonFiniteLossError, RunError
 from hksd.files import write_atomically
-from hksd_search.backend import failures, tuning
+from hksd_search.backend import failures, fitness, tuning
+from hksd_search.backend.cluster import NODES_LOST, Cluster
+from hksd_search.backend.shared_folder import Mark
 from hksd_search.backend.stop_file import STOP_FILE, told_to_stop
 from hksd_search.backend.trial import FAULT_FILE, Workplace, listening
 from hksd_search.confirm.contenders import FAILED_FILE
@@ -28,6 +32,7 @@ from hksd_search.interrupt import GRACE
 from hksd_search.space.space import Space
 
 LOOK_S = 1.0  # how often a waiting driver looks for signals
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Ended:
     warnings: tuple[str, ...] = ()
 
 
-def work(job: Job, data: DataSet, place: Workplace, folder: str) -> Ended:
+def work(job: Job, data: DataSet, place: Workplace, folder: str, mark: Mark | None = None) -> Ended:
     """Train one run, continuing what is in its folder; a fault is told, with the stack trace in the folder.
 
     Told to stop (`hksd_search.backend.stop_file`, in the `folder` of the confirmation), it is saved after its step.
@@ -67,6 +72,8 @@ def work(job: Job, data: DataSet, place: Workplace, folder: str) -> Ended:
     (`hksd_search.confirm.contenders.Run.failure`); other faults, such as a full disk, are tried again by the
     next confirmation.
     """
+    if mark is not None and (why := fitness.not_shared(mark, write=False)):
+        return Ended(why)
     out = Path(job.out)
     with listening() as warnings:
         try:
@@ -91,6 +98,7 @@ def train_all(
     folder: Path,
     on_end: Callable[[Job, Ended], None],
     on_stop: Callable[[], None],
+    cluster: Cluster | None = None,
 ) -> None:
     """Train all jobs, as many at once as resources and `search.concurrent` allow; Ray has been started.
 
@@ -104,26 +112,40 @@ def train_all(
         folder: folder of the confirmation.
         on_end: called when a job has ended.
         on_stop: called when what is running is told to save.
+        cluster: nodes that come and go; None for this machine. A run whose node goes away is tried on another.
 
     Raises:
-        RunError: a worker meets a fault outside of a run, as every other one would.
+        RunError: a worker meets a fault outside of a run, as every other one would; or see `Cluster.check`.
+        UserError: see `Cluster.check`.
     """
-    concurrent = tuning.concurrent_trials(space, place.share)
-    task = ray.remote(num_cpus=space.search.resources.cpu, num_gpus=place.share, max_retries=0)(work)
+    cpu, gpu, mark = space.search.resources.cpu, place.share, cluster and cluster.mark
+    places = tuning.Places(space.search, gpu, cluster)
+    task = ray.remote(num_cpus=cpu, num_gpus=gpu, max_retries=0)(work)
     images = ray.put(data)
-    waiting = deque(jobs)
+    waiting, gone = deque(jobs), Counter[Job]()
     running: dict[ray.ObjectRef, Job] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < concurrent:
+            if cluster is not None:
+                cluster.check()
+            while waiting and len(running) < places():
                 job = waiting.popleft()
-                running[task.remote(job, images, place, str(folder))] = job
+                running[task.remote(job, images, place, str(folder), mark)] = job
+            if not running:  # the nodes have left
+                time.sleep(LOOK_S)
+                continue
             for done in ray.wait(list(running), timeout=LOOK_S)[0]:
                 job = running.pop(done)
                 try:
                     ended = ray.get(done)
                 except RayError as error:
                     lost = failures.failure(error)
+                    node = cluster and cluster.lost_node(lost)
+                    if node and gone[job] < NODES_LOST:
+                        gone[job] += 1
+                        waiting.appendleft(job)  # it goes on from its last checkpoint
+                        log.warning("%s: node %s is gone; it is tried again on another", job.name, node)
+                        continue
                     if lost.fault:
                         raise RunError(f"no worker can train a run: {lost.reason}") from error
                     ended = Ended(lost.reason)

@@ -210,13 +210,15 @@ def _capacity(machine: Machine, space: Space, gpu: float) -> int:
 
 
 def _packed(largest: RunConfig, data: DataSet, cache: Path, space: Space, machine: Machine) -> packing.Packing:
-    wanted = largest.train.device != "cpu"
-    cores = machine.cpus // space.search.resources.cpu
+    gpus = largest.train.device != "cpu" and machine.gpus >= 1
+
+    def by_cpu() -> int:
+        return int(machine.cpus // space.search.resources.cpu / machine.gpus)
 
     def try_out() -> packing.Usage:
         return packing.measured(largest, data, cache)
 
-    return packing.decide(space.search.resources.gpu, wanted, machine.gpus, cores, try_out)
+    return packing.decide(space.search.resources.gpu, gpus, by_cpu, try_out)
 
 
 def _measure(jobs: Sequence[dry_run.Job], machine: Machine, space: Space, gpu: float) -> list[Findings]:

@@ -294,6 +294,15 @@ class SearchConfig(Section):
             description="seconds after which an epoch counts as hung; default from those so far",
         ),
     ] = None
+    node_timeout: Annotated[
+        float | None,
+        Field(
+            ge=bounds.SECONDS_LEAST,
+            le=bounds.SECONDS,
+            description="seconds without a fitting node of the cluster after which the search ends; default a minute, "
+            "or half an hour where an autoscaler brings nodes",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not self.minimize:

@@ -87,6 +87,7 @@ class Record:
         reason: why it failed or was refused, or what replaced it.
         accuracies: validation accuracy after each epoch reported, or shared with a parent.
         fork: where it went on from, or None for a trial with a beginning of its own.
+        nodes: names of the machines that it has trained on, in order.
     """
 
     number: int
@@ -100,6 +101,7 @@ class Record:
     reason: str | None
     accuracies: Mapping[int, float] = field(default_factory=dict)
     fork: Fork | None = None
+    nodes: tuple[str, ...] = ()
 
     @property
     def params(self) -> int | None:
@@ -121,6 +123,8 @@ class Record:
                 fields |= {cost: value.get(cost) for cost in REPORTED}
             elif name == "fork":
                 fields |= {"parent": value.parent if value else None, "forked_at": value.epoch if value else None}
+            elif name == "nodes":
+                fields[name] = ", ".join(value)
             else:
                 fields[name] = value
         return fields
@@ -202,6 +206,7 @@ def record_of(trial: FrozenTrial) -> Record:
         reason=trial.user_attrs.get("reason") if status in ("failed", "rejected", "duplicate", "pruned") else None,
         accuracies={} if status == "duplicate" else _accuracies(trial),  # a duplicate shows its twin's to the sampler
         fork=Fork(facts["parent"], facts["forked_at"]) if facts.get("origin") == "fork" else None,
+        nodes=tuple(trial.user_attrs.get("nodes", ())),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from hksd.config.run import RunConfig, config_hash, dump, flatten
 from hksd_search.study.records import Assignment, Record
 
+ACCURACY = "val/accuracy"
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED", "failed": "FAILED"}
 
 
@@ -19,7 +20,7 @@ def flat_params(config: RunConfig) -> dict[str, str]:
 def epoch_metrics(report: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of an epoch (fields of `hksd.run.outcome.EpochReport`) under their MLflow names."""
     return {
-        "val/accuracy": report["val_accuracy"],
+        ACCURACY: report["val_accuracy"],
         "val/loss": report["val_loss"],
         "train/accuracy": report["train_accuracy"],
         "train/loss": report["train_loss"],
@@ -50,4 +51,5 @@ def trial_start(search: str, assignment: Assignment) -> dict[str, Any]:
 def trial_end(record: Record) -> dict[str, Any]:
     """What the run of a trial ends with: status, tags."""
     reason = {"hksd.reason": record.reason[:5000]} if record.reason else {}
-    return {"status": STATUS[record.status], "tags": {"hksd.status": record.status, **reason}}
+    nodes = {"hksd.node": ", ".join(record.nodes)} if record.nodes else {}
+    return {"status": STATUS[record.status], "tags": {"hksd.status": record.status, **nodes, **reason}}

@@ -15,12 +15,13 @@ from typing import Any
 
 from hksd.config.run import from_tree
 from hksd_search.study.records import Assignment, read_records
-from hksd_search.tracking.facts import STATUS, trial_end, trial_start
+from hksd_search.tracking.facts import ACCURACY, STATUS, trial_end, trial_start
 
 MAKE = (
     "import sys; from mlflow.tracking import MlflowClient; MlflowClient(tracking_uri=sys.argv[1]).search_experiments()"
 )
 PARENT_TAG = "mlflow.parentRunId"
+WHOSE = ("hksd.search", "hksd.kind", "hksd.trial", PARENT_TAG)  # tags that only one run of a search has like that
 PAGE = 1000  # runs that MLflow gives at once
 Told = dict[str, list[dict[str, Any]]]
 
@@ -56,6 +57,22 @@ def find_runs(client: Any, experiments: list[str], search: str, at_most: int = 0
         found += page
         if not (token := page.token) or at_most:
             return found
+
+
+def made(client: Any, experiment: str, tags: Mapping[str, str], at: int) -> Any:
+    """The run with these tags, if it is there; one of a search itself only if it began at that time.
+
+    Args:
+        client: of MLflow.
+        experiment: its id.
+        tags: what the run was made with.
+        at: milliseconds since 1970.
+    """
+    from mlflow.entities import ViewType
+
+    where = [f"tags.`{key}` = '{tags[key]}'" for key in WHOSE if key in tags]
+    where += [] if PARENT_TAG in tags else [f"attributes.start_time = {at}"]
+    return next(iter(client.search_runs([experiment], " AND ".join(where), ViewType.ALL, max_results=1)), None)
 
 
 def ours(found: Sequence[Any], known: Mapping[str, str], study: Told, parent: str) -> dict[str, Any]:
@@ -136,7 +153,7 @@ def told_by_study(folder: Path, search: str, now: int) -> Told:
         given = Assignment(trial.number, from_tree(trial.config), trial.arm, trial.costs)
         records = [{"kind": "start", **run, **trial_start(search, given)}]
         for epoch, accuracy in sorted(trial.accuracies.items()):
-            records.append({"kind": "metrics", **run, "metrics": {"val/accuracy": accuracy}, "step": epoch})
+            records.append({"kind": "metrics", **run, "metrics": {ACCURACY: accuracy}, "step": epoch})
         if trial.status in STATUS:
             records.append({"kind": "end", **run, **trial_end(trial)})
         told[str(trial.number)] = records

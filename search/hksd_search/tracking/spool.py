@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,12 +16,19 @@ class Spool:
 
     Args:
         path: the file; made when the first record is kept.
+
+    Attributes:
+        acknowledged: so many lines at its beginning somebody else has.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.problem: str | None = None
+        self.acknowledged = 0
+        self._lines = 0
+        self._beyond: set[int] = set()  # lines that somebody else has, behind one that nobody has
         self._file: TextIO | None = None
+        self._turn = threading.Lock()
 
     def read(self, done: int) -> list[dict[str, Any]]:
         """Records that an earlier process left, without the first `done` ones and a line it died in."""
@@ -33,24 +41,35 @@ class Spool:
                 break
         return records
 
-    def start(self, records: Sequence[dict[str, Any]]) -> None:
+    def start(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Begin with these records and nothing else."""
         try:
+            self._lines = len(records)
             self._write(records)
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             self.problem = f"{self.path}: {error.strerror}"
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Keep one more record; it survives the process."""
-        if self._file is not None:
-            try:
-                self._file.write(json.dumps(record) + "\n")
-                self._file.flush()
-            except OSError as error:
-                self.problem = f"{self.path}: {error.strerror}"
+    def add(self, record: Mapping[str, Any]) -> int:
+        """Keep one more record, which survives the process; gives its line, the first one being 0."""
+        with self._turn:
+            line, self._lines = self._lines, self._lines + 1
+            if self._file is not None:
+                try:
+                    self._file.write(json.dumps(record) + "\n")
+                    self._file.flush()
+                except OSError as error:
+                    self.problem = f"{self.path}: {error.strerror}"
+            return line
 
-    def end(self, records: Sequence[dict[str, Any]]) -> None:
+    def done(self, lines: Iterable[int]) -> None:
+        """Somebody else has these lines now."""
+        self._beyond.update(lines)
+        while self.acknowledged in self._beyond:
+            self._beyond.remove(self.acknowledged)
+            self.acknowledged += 1
+
+    def end(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Leave these records for the next process, or no file when there are none."""
         try:
             if self._file is not None:
@@ -62,5 +81,5 @@ class Spool:
         except OSError as error:
             self.problem = f"{self.path}: {error.strerror}"
 
-    def _write(self, records: Sequence[dict[str, Any]]) -> None:
+    def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in records).encode())

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hksd.errors import UserError
 from hksd_search.tracking import refill
 from hksd_search.tracking.access import SQLITE, WEB, make_whole, quiet_environment, scheme_of, sqlite_file
+from hksd_search.tracking.batch import Batch
+from hksd_search.tracking.facts import ACCURACY
 from hksd_search.tracking.known import Known
 from hksd_search.tracking.refill import PARENT_TAG, is_deleted
 
 EXPERIMENT = "hksd"
 PARENT = "search"
 
-BATCH_PARAMS = 100  # MLflow takes at most that many parameters in a batch
 MENDS = 3  # times in a row that a record is tried again at once, after something was restored
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Store:
         self._empty = False  # there are no tables
         self._mends = 0
         self._told: set[tuple[str, int]] = set()  # run and epoch of the accuracies that the study told it
+        self._unanswered: set[str] = set()  # runs that were asked for, and may be there
 
     def connect(self) -> None:
         """Get ready to write: find the experiment and see that all runs are there; at once where that was done.
@@ -84,19 +86,34 @@ class Store:
             self._agree(self._client)
             self._agreed, self._empty, self._whole, self._expected = True, False, False, frozenset()
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Write a record; its kinds are the methods below, and one to `look` whether all is there."""
-        if record["kind"] != "look":
-            self._write(record)
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write records of one run, in order, in as few calls as can be; once more leaves the store as it is.
+
+        Their kinds are the methods below, and one to `look` whether all is there.
+        """
+        if records[0]["kind"] != "look":
+            self._write(records)
         self._mends = 0
 
-    def _write(self, record: Mapping[str, Any]) -> None:
-        kind, name = record["kind"], record["run"]
-        if kind == "start":
-            self._start_run(record)
-        else:
-            write = {"metrics": self._write_metrics, "text": self._write_text, "end": self._end_run}[kind]
-            write(self.runs.get(name) or self._make(name), record)
+    def _write(self, records: Sequence[Mapping[str, Any]], told: bool = False) -> None:
+        name, batch = records[0]["run"], Batch(told=told)
+        kinds = {"start": self._start_run, "metrics": self._add_metrics, "tags": self._add_tags}
+        kinds |= {"text": self._write_text, "end": self._end_run}
+        for record in records:
+            if record["kind"] != "start" and name not in self.runs:
+                self._make(name)
+            kinds[record["kind"]](record, batch)
+        self._send(name, batch)
+
+    def _send(self, name: str, batch: Batch) -> None:
+        """Send what was gathered of a run."""
+        steps = {metric.step for metric in batch.metrics if metric.key == ACCURACY}
+        begins = bool(batch.params)
+        batch.send(self._client, self.runs[name])
+        if begins:
+            self.earlier |= {name}  # a trial that is tried again starts again
+        if batch.told:
+            self._told |= {(name, step) for step in steps}
 
     def mend(self, error: Exception) -> bool:
         """Whether a fault was one of a store that has deleted or lost something, so that another try may help."""
@@ -160,37 +177,36 @@ class Store:
         gone = self.runs.keys() - found.keys()
         if gone and not self._whole:
             log.warning("MLflow has lost %d run(s) of this search; they are written again", len(gone))
-        whole = self._whole or bool(gone)
+        self._whole |= bool(gone)  # also where this is not finished, and begun again
         self.runs = {name: run.info.run_id for name, run in found.items()}
         self.earlier = frozenset(name for name, run in found.items() if run.data.params)
         if PARENT in found:
             self.open_end = found[PARENT].info.status == "RUNNING"
         elif PARENT not in self._expected:
-            self._start_run(self._opening())
+            self._write([self._opening()])
         if parent := self.runs.get(PARENT):
             for name, run in found.items():
                 if name != PARENT and run.data.tags.get(PARENT_TAG) != parent:
                     client.set_tag(run.info.run_id, PARENT_TAG, parent)
         for records in study.values():
-            self._complete(records, found.get(records[0]["run"]), whole)
+            self._complete(records, found.get(records[0]["run"]))
         self.note(self.runs)
 
-    def _complete(self, records: list[dict[str, Any]], run: Any, whole: bool) -> None:
-        """Write what the study has of a trial: all where it has no run, what is missing of it where `whole`."""
+    def _complete(self, records: list[dict[str, Any]], run: Any) -> None:
+        """Write what the study has of a trial: all where it has no run, else what its run may lack."""
         name = records[0]["run"]
         if run is None and name not in self._expected:
-            self._tell(records)
-        elif run is not None and whole:
-            points = self._client.get_metric_history(run.info.run_id, "val/accuracy")
-            there = {point.step for point in points}
-            self._tell(r for r in records if r["kind"] == "metrics" and r["step"] not in there)
-            self._tell(r for r in records if r["kind"] == "end" and r["status"] != run.info.status)
+            self._write(records, told=True)
+        elif run is not None and self._whole:
+            there = self._steps(run.info.run_id)
+            missing = [r for r in records if r["kind"] == "metrics" and r["step"] not in there]
+            missing += [r for r in records if r["kind"] == "end" and r["status"] != run.info.status]
+            if missing:
+                self._write(missing, told=True)
 
-    def _tell(self, records: Any) -> None:
-        for record in records:
-            self._write(record)
-            if record["kind"] == "metrics":
-                self._told.add((record["run"], record["step"]))
+    def _steps(self, run: str) -> set[int]:
+        """Epochs whose accuracy a run has."""
+        return {point.step for point in self._client.get_metric_history(run, ACCURACY)}
 
     def _study(self) -> dict[str, list[dict[str, Any]]]:
         """The records of each trial as the study has them; none where there is no study."""
@@ -202,72 +218,83 @@ class Store:
             return {}
 
     def _opening(self) -> dict[str, Any]:
-        tags = {"hksd.search": self.name, "hksd.kind": "search"}
-        now = int(time.time() * 1000)
-        plain = {"kind": "start", "run": PARENT, "time": now, "name": self.name, "tags": tags, "params": {}}
-        return self.opening or plain
+        return self.opening or _start(PARENT, self.name, {"hksd.search": self.name, "hksd.kind": "search"})
 
-    def _make(self, name: str) -> str:
+    def _make(self, name: str) -> None:
         """Make a run that a record belongs to and nobody has begun."""
         if name == PARENT:
-            self._start_run(self._opening())
+            self._write([self._opening()])
         elif records := self._study().get(name):
-            self._tell(records)
+            self._write(records, told=True)
         else:
-            tags = {"hksd.search": self.name, "hksd.kind": "trial" if name.isdigit() else name}
-            label, now = f"{int(name):03d}" if name.isdigit() else name, int(time.time() * 1000)
-            self._start_run({"run": name, "time": now, "name": label, "tags": tags, "params": {}})
-        return self.runs[name]
+            label, kind = (f"{int(name):03d}", "trial") if name.isdigit() else (name, name)
+            self._write([_start(name, label, {"hksd.search": self.name, "hksd.kind": kind})])
 
     # --- the kinds of records
 
-    def _start_run(self, record: Mapping[str, Any]) -> None:
+    def _start_run(self, record: Mapping[str, Any], batch: Batch) -> None:
         """Make a run, or let one go on; its params and first metrics are written once."""
-        from mlflow.entities import Metric, Param
-
-        client, name, tags, at = self._client, record["run"], record["tags"], record["time"]
-        run = self.runs.get(name)
-        if run is None:
-            parent = {} if name == PARENT else {PARENT_TAG: self.runs.get(PARENT) or self._make(PARENT)}
-            made = client.create_run(self.experiment_id, start_time=at, tags=tags | parent, run_name=record["name"])
-            run = self.runs[name] = made.info.run_id
-            self.note({name: run})
-        else:
-            client.update_run(run, status="RUNNING")
-            for key, value in tags.items():
-                client.set_tag(run, key, value)
-        self.open_end |= name == PARENT
-        new = name not in self.earlier
-        params = [Param(key, value[:6000]) for key, value in record["params"].items() if new]
-        metrics = [Metric(k, v, at, 0) for k, v in record.get("metrics", {}).items() if new]
-        for start in range(0, max(len(params), bool(metrics)), BATCH_PARAMS):
-            client.log_batch(run, metrics, params[start : start + BATCH_PARAMS])
-            metrics = []
-        if params:
-            self.earlier |= {name}  # a trial that is tried again starts again
-
-    def _write_metrics(self, run: str, record: Mapping[str, Any]) -> None:
-        """One batch a step; one that may be repeated only if it is not there, an accuracy that was told only once."""
         from mlflow.entities import Metric
 
-        step, at = record["step"], record["time"]
-        if record.get("once") and any(m.step == step for m in self._client.get_metric_history(run, "val/accuracy")):
+        name, at = record["run"], record["time"]
+        if name in self.runs:
+            self._send(name, batch)  # what came before
+            self._client.update_run(self.runs[name], status="RUNNING")
+            batch.tags |= record["tags"]
+        else:
+            self.runs[name] = self._create(record)
+            self.note({name: self.runs[name]})
+        self.open_end |= name == PARENT
+        if name not in self.earlier:
+            batch.params |= record["params"]
+            batch.metrics += [Metric(key, value, at, 0) for key, value in record.get("metrics", {}).items()]
+
+    def _create(self, record: Mapping[str, Any]) -> str:
+        """Make a run that is not there. Where nobody answered when it was asked for before, it may be: see first."""
+        name, tags = record["run"], record["tags"]
+        if name != PARENT:
+            if PARENT not in self.runs:
+                self._make(PARENT)
+            tags = tags | {PARENT_TAG: self.runs[PARENT]}
+        client, at = self._client, record["time"]
+        made = refill.made(client, str(self.experiment_id), tags, at) if name in self._unanswered else None
+        self._unanswered.add(name)  # until the answer is here
+        made = made or client.create_run(self.experiment_id, start_time=at, tags=tags, run_name=record["name"])
+        self._unanswered.discard(name)
+        return str(made.info.run_id)
+
+    def _add_metrics(self, record: Mapping[str, Any], batch: Batch) -> None:
+        """The values of a step; of one that may be repeated only if it is not there, an accuracy told only once."""
+        from mlflow.entities import Metric
+
+        name, step, at = record["run"], record["step"], record["time"]
+        if record.get("once") and batch.has(step, lambda: self._steps(self.runs[name])):
             return
-        told = (record["run"], step) in self._told
-        metrics = {k: v for k, v in record["metrics"].items() if not (told and k == "val/accuracy")}
-        self._client.log_batch(run, metrics=[Metric(k, float(v), at, step) for k, v in metrics.items()])
+        batch.steps.add(step)
+        told = (name, step) in self._told
+        values = {key: float(value) for key, value in record["metrics"].items() if not (told and key == ACCURACY)}
+        batch.metrics += [Metric(key, value, at, step) for key, value in values.items()]
 
-    def _write_text(self, run: str, record: Mapping[str, Any]) -> None:
-        self._client.log_text(run, record["text"], record["file"])
+    def _add_tags(self, record: Mapping[str, Any], batch: Batch) -> None:
+        batch.tags |= record["tags"]
 
-    def _end_run(self, run: str, record: Mapping[str, Any]) -> None:
-        from mlflow.entities import RunTag
+    def _write_text(self, record: Mapping[str, Any], batch: Batch) -> None:
+        self._send(record["run"], batch)
+        self._client.log_text(self.runs[record["run"]], record["text"], record["file"])
 
-        if record["run"] == PARENT:  # the last moment to see what was deleted meanwhile
+    def _end_run(self, record: Mapping[str, Any], batch: Batch) -> None:
+        name = record["run"]
+        if name == PARENT:  # the last moment to see what was deleted meanwhile
             ids = set(self.runs.values())
             if any(one.info.run_id in ids for one in self._ours(self._client, [str(self.experiment_id)], 0, True)):
                 self._agree(self._client)
-        self._client.log_batch(run, tags=[RunTag(key, value) for key, value in record["tags"].items()])
-        self._client.set_terminated(run, record["status"], end_time=record["time"])
-        self.open_end &= record["run"] != PARENT
+        batch.tags |= record["tags"]
+        self._send(name, batch)
+        self._client.set_terminated(self.runs[name], record["status"], end_time=record["time"])
+        self.open_end &= name != PARENT
         self.note({})
+
+
+def _start(run: str, name: str, tags: dict[str, str]) -> dict[str, Any]:
+    """A record that makes a run of which nothing else is known."""
+    return {"kind": "start", "run": run, "time": int(time.time() * 1000), "name": name, "tags": tags, "params": {}}
