@@ -7,7 +7,7 @@ DATA   ?=
 JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
-.PHONY: search test test-slow lint bench clean
+.PHONY: search test test-slow cluster-check lint bench clean
 
 search: $(STAMP)  ## search the embedded data set and export the best student (SPACE=cifar10 for another space)
 	$(BIN)/hksd search $(SPACE)
@@ -18,6 +18,9 @@ test: $(STAMP)  ## lint, types and all tests that a normal run allows
 
 test-slow: $(STAMP)  ## also the long proofs
 	$(BIN)/python -m pytest
+
+cluster-check: $(STAMP)  ## the files that bring up clusters, in seconds: no cloud, no network, no root (part of `make test`)
+	$(BIN)/python -m pytest tests/cluster_files
 
 lint: $(STAMP)
 	$(BIN)/ruff check hksd search spaces tests benchmarks

@@ -30,6 +30,7 @@ ARGUMENTS = {
     "import-study": ("old.db", "quickstart", "--as=old"),
     "methods": (),
     "doctor": (),
+    "cluster": ("aws",),
 }
 TEXT = ["", " ", "a\nb", "\t", "\x1b[31m"]
 NUMBER = [
@@ -55,6 +56,10 @@ WHOLE = [*NUMBER, "1.5", "1e-300", str(10**30), "9" * 300, "0b1"]
 FROM_1, ABOVE_0 = [*WHOLE, "0"], [*NUMBER, "0", "1e300"]
 PATH = ["", " ", "a" * 300, "a/" * 2500, "~nouser/x"]
 NAME = ["", " ", "a b", "-x", ".x", "a/b", "é", "a" * 300]
+ADDRESS = [*NAME, "localhost", "127.0.0.1", "0.0.0.0", "10.0.0", "10.0.0.1:22", "::1"]
+WORD = ["", " ", "a b", "-x", "a;b", "a\nb", "$(id)", "é", "a" * 300]
+PLACE = ["", " ", "runs", "~", "/a b", "/a;b", "$HOME/runs", "/" + "a" * 300]
+FILE = [*PATH, "not there", "not-there"]
 # Option -> what it refuses, for all commands that have it.
 REFUSED = {
     "--trials": FROM_1,
@@ -84,6 +89,18 @@ REFUSED = {
     "--address": TEXT,
     "--tracking-uri": TEXT,
     "--study": TEXT,
+    "--head": ADDRESS,
+    "--worker": ADDRESS,
+    "--user": WORD,
+    "--project": WORD,
+    "--space": ["", " ", "a b", "-x", "a;b", "$(id)", "é", "a" * 300],
+    "--image": WORD,
+    "--key": FILE,
+    "--source": FILE,
+    "--venv": PLACE,
+    "--shared": PLACE,
+    "--python": ["", "3", "3.12", "2.7.18", "3.12.x", "python3"],
+    "--max-workers": [*FROM_1, "1e9"],
     "--set": ["", "a", "=1", "a.=1", ".a=1", "seed=[", "seed=!!python/name:os.x", "a.b.c=1", "seed=x", "Seed=1"],
 }
 SPECIAL = {

@@ -20,6 +20,7 @@ from hksd.errors import RunError, Stopped, UserError
 from hksd_search import streams
 from hksd_search.backend import takeover
 from hksd_search.commands import (
+    cluster,
     confirm,
     doctor,
     estimate,
@@ -128,6 +129,7 @@ for _command in (
     evaluate,
     import_study,
     sync,
+    cluster,
 ):
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name.replace("_", "-"), cls=Command, epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))

@@ -37,12 +37,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Events:
-    """Who wants to know: called by the ledger as trials start, report and end. All optional."""
+    """Who wants to know: called by the ledger as trials start, report, end and move to a machine."""
 
     started: list[Callable[[Assignment], None]] = field(default_factory=list)
-    moved: list[Callable[[int, str], None]] = field(default_factory=list)  # with the names of its machines so far
     reported: list[Callable[[int, Mapping[str, Any]], None]] = field(default_factory=list)
     ended: list[Callable[[Record], None]] = field(default_factory=list)
+    moved: list[Callable[[int, str], None]] = field(default_factory=list)  # with the names of its machines so far
 
 
 class Ledger:

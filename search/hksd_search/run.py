@@ -174,6 +174,7 @@ def open_books(seen: Seen, taught: Taught) -> Books:
     tracker = tracking.Tracker(home.store.uri, home.folder, home.name, default=home.store.default)  # the last to fail
     tracker.start_search(parent_params(space, taught.facts), resolved(space))
     events.started += [tracker.start_trial, display.started]
+    events.moved += [tracker.trial_node]
     events.reported += [tracker.epoch, display.reported]
     events.ended += [tracker.end_trial, display.ended, partial(trial_files.tidy, home.folder)]
     display.take_over(ledger.records())

@@ -110,6 +110,16 @@ class Growing:
                     found.append(int(entry.name))
         return found
 
+    def raylets(self) -> list[int]:
+        """Numbers of the raylets of its workers, which are children of the autoscaler."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                if words[0].endswith("/raylet") and "--head" not in words:
+                    found.append(process)
+        return found
+
     def end(self) -> None:
         """Kill it, by the numbers of its processes."""
         for _ in range(50):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Facts, Program
+from books import Facts
+from conftest import Program
 from growing import Growing
+
+from hksd_search.study.records import open_storage
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +65,6 @@ def test_a_search_alone_brings_the_workers_and_all_of_it_is_done_by_them(
     done = start(*words, cwd=place, **cluster.environment)
     code, text = done.wait(300), said(done)
     assert code == 0, text
-    assert "waiting for a node, 30 min at most: search.resources: a trial wants 1 CPU(s) and 0 GPU(s)" in text
     assert text.count("has joined: 1 CPU(s), 1 GPU(s)") >= 2, text  # as many as the cluster may have
     assert "4 complete" in text
     facts(place / "runs", "first").must_agree()
@@ -76,6 +81,24 @@ def test_the_share_of_a_gpu_is_found_out_on_the_first_node_that_comes_with_one(
     assert code == 0, text
     assert "1 trial per GPU, since a dry run was not possible: the dry run on a GPU failed: " in text
     assert "the worker process died" not in text.split("dry run on a GPU failed")[1][:80]
+
+
+def test_a_node_that_goes_away_is_told_by_name_is_no_strike_and_its_trials_go_on(
+    start: Callable[..., Program], cluster: Growing, place: Path, facts: Callable[[Path, str], Facts]
+) -> None:
+    words = ["search", "space.yaml", "--name", "lost", "--address", cluster.address, "--trials", "2"]
+    search = start(*words, "--set", "train.epochs=60", cwd=place, **cluster.environment)
+    trials = place / "runs" / "lost" / "trials"
+    search.wait_until(lambda: len(list(trials.glob("*/last.ckpt"))) == 2, 240)
+    os.kill(cluster.raylets()[-1], signal.SIGKILL)  # a machine that loses its power is gone the same way
+    code, text = search.wait(300), said(search)
+    assert code == 0, text
+    assert f"node {socket.gethostname()} (127.0.0.1) is gone; it is tried again from its last checkpoint" in text
+    found = facts(place / "runs", "lost")
+    found.must_agree()
+    for trial in open_storage(place / "runs" / "lost").get_all_trials(0):
+        assert not trial.user_attrs.get("strikes")
+        assert trial.user_attrs["nodes"] == [socket.gethostname()]
 
 
 def test_what_no_kind_of_node_has_is_refused_at_once_with_the_kinds(
@@ -107,6 +130,9 @@ def test_a_search_that_waits_for_a_node_is_interrupted_at_once_and_has_a_limit(
         waits.press_ctrl_c()
         assert waits.wait() == 130
         assert time.monotonic() - begun < 15
+        assert "waiting for a node, 30 min at most: search.resources: a trial wants 1 CPU(s) and 0 GPU(s)" in said(
+            waits
+        )
         assert "--resume" in said(waits)
 
         limit = ["--set", "search.node_timeout=4"]

@@ -39,6 +39,36 @@ The actor is dead because its worker process has died. Worker exit type: SYSTEM_
 unexpectedly. Worker exits with an exit code {}."""
 LOST = "The actor died unexpectedly before finishing this task.\nThe actor died because its node has died. Node Id: 4f2"
 FULL = "Task was killed due to the node running low on memory.\nMemory on the node (IP: 192.0.2.2) was 15.2GB / 16GB"
+TASK = f"""Task failed because the node it was running on is dead or unavailable. Node IP: 192.0.2.7, node ID: \
+{"b6" * 28}. This can happen if the node was preempted, had a hardware failure, or its raylet crashed unexpectedly. To \
+see node death information, use `ray list nodes --filter node_id={"b6" * 28}`."""
+AWAY = f"""The actor {"60" * 16} is unavailable: The actor is temporarily unavailable: RpcError: RPC error: \
+recvmsg:Connection reset by peer rpc_code: 14. The task may or may not have been executed on the actor."""
+DEAD = f"""The actor died unexpectedly before finishing this task.
+	class_name: ImplicitFunc
+	actor_id: {"60" * 16}
+	pid: 4711
+	namespace: 0
+	ip: 192.0.2.7
+The actor is dead because its node has died. Node Id: {"b6" * 28}
+	the actor's node was terminated unexpectedly: health check failed"""
+
+
+@pytest.mark.parametrize(
+    ("text", "node", "address", "actor"),
+    [
+        (TASK, "b6" * 28, "192.0.2.7", None),
+        (AWAY, None, None, "60" * 16),
+        (DEAD, "b6" * 28, "192.0.2.7", "60" * 16),
+        (KILLED, None, None, None),
+    ],
+)
+def test_what_ray_tells_of_the_place_is_kept(
+    text: str, node: str | None, address: str | None, actor: str | None
+) -> None:
+    found = failure(text)
+    assert (found.node, found.address, found.actor, found.fault) == (node, address, actor, False)
+    assert found.reason == (NODE if node else DIED)
 
 
 @pytest.mark.parametrize(

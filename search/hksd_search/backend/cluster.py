@@ -83,13 +83,13 @@ class Cluster:
         self.runs, self.say, self.node_timeout = runs, say, node_timeout
         self.growth = growth.of_cluster()
         self.up = {node.id: node for node in nodes.alive()}
-        self._names = {node.address: node for node in self.up.values()}  # of all nodes that there have been
+        self._known = dict(self.up)  # all nodes that there have been
         self._fault: Exception | None = None
         self._need: tuple[float, float] | None = None  # cores and GPUs of what is to start; None while nothing is
         self._worked = False  # a node has fitted before
         self._lacking: float | None = None  # since when no node fits
         self._told = 0.0  # when that was told last
-        self._gone: dict[str, float] = {}  # addresses that did not answer, and when
+        self._gone: dict[str, float] = {}  # nodes that did not answer, and when
         self._asked: dict[Any, Node] = {}  # nodes that have been asked whether they are fit
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="nodes of the cluster", daemon=True)
@@ -192,15 +192,18 @@ class Cluster:
         """
         if failure.fault:
             return None
-        address = failure.address or nodes.address_of(failure.actor)
-        node = self._names.get(address or "")
-        if node is None or failure.reason == failures.NODE:
-            return str(node or address or "that it was on") if failure.reason == failures.NODE else None
-        if time.monotonic() - self._gone.get(node.address, -GONE_S) < GONE_S:
+        node = self._known.get(failure.node or nodes.node_of(failure.actor) or "")
+        if node is None and failure.address is not None:
+            node = next((one for one in self._known.values() if one.address == failure.address), None)
+        if failure.reason == failures.NODE:
+            return str(node or failure.address or "that it was on")
+        if node is None:
+            return None
+        if time.monotonic() - self._gone.get(node.id, -GONE_S) < GONE_S:
             return str(node)
         if node.id in self.up and nodes.answers(node):
             return None
-        self._gone[node.address] = time.monotonic()
+        self._gone[node.id] = time.monotonic()
         return str(node)
 
     def _fits(self, cpu: float, gpu: float) -> bool:
@@ -217,8 +220,7 @@ class Cluster:
         before, self.up = self.up, {node.id: node for node in nodes.alive()}
         came = [node for node in self.up.values() if node.id not in before]
         for node in came:
-            self._gone.pop(node.address, None)
-            self._names[node.address] = node
+            self._known[node.id] = node
             self.say(f"node {node} has joined: {node.cpu:g} CPU(s), {node.gpu:g} GPU(s)")
         for node in before.values():
             if node.id not in self.up:
@@ -228,12 +230,12 @@ class Cluster:
         self._mind_the_time()
 
     def _ask(self, some: Iterable[Node]) -> None:
-        """Have nodes find out whether they are fit for the work."""
+        """Have nodes find out whether they are fit for the work; where no trial fits (a board), none is done."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         task = ray.remote(num_cpus=0, max_retries=0)(fitness.fault)
-        for node in some:
+        for node in (one for one in some if one.room(1, 0)):
             there = NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
             self._asked[task.options(scheduling_strategy=there).remote(self.mark, __version__)] = node
 

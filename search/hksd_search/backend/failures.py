@@ -13,7 +13,8 @@ _FAULT = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt|Timeout)\b
 _EXIT = re.compile(r"^.*Worker exits with an exit code (?!None)(.+?)\.?$", re.MULTILINE)  # of sys.exit, not of a kill
 _NODE = re.compile(r"\bnode (?:has died|was (?:dead|preempted|terminated))")
 _ADDRESS = re.compile(r"(?:^\s*ip|[Nn]ode IP): ([^\s,]+)", re.MULTILINE)
-_ACTOR = re.compile(r"\bactor (?:ID )?([0-9a-f]{32})\b", re.IGNORECASE)
+_ACTOR = re.compile(r"\bactor(?:_id:| ID)? ([0-9a-f]{32})\b", re.IGNORECASE)
+_NODE_ID = re.compile(r"\bnode ID: ([0-9a-f]{56})\b", re.IGNORECASE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -25,12 +26,14 @@ class Failure:
         reason: in one line.
         fault: an exception in the worker, outside of any trial (an import that fails, a file that is not there), which
             every worker of that machine would meet. Otherwise its process or its machine is gone.
-        address: of the machine, where Ray tells.
-        actor: Ray's id of the worker, where it tells no address.
+        node: Ray's id of the node, where it tells.
+        address: of the machine, where it tells.
+        actor: Ray's id of the worker, where it tells.
     """
 
     reason: str
     fault: bool
+    node: str | None = None
     address: str | None = None
     actor: str | None = None
 
@@ -42,8 +45,8 @@ def failure(error: BaseException | str) -> Failure:
         error: an exception of Ray, or its text.
     """
     text = _COLOUR.sub("", str(error))
-    where, actor = _ADDRESS.findall(text), _ACTOR.search(text)
-    return replace(_read(text), address=where[-1] if where else None, actor=actor and actor[1])
+    node, address, actor = (form.search(text) for form in (_NODE_ID, _ADDRESS, _ACTOR))
+    return replace(_read(text), node=node and node[1], address=address and address[1], actor=actor and actor[1])
 
 
 def _read(text: str) -> Failure:

@@ -67,8 +67,8 @@ def _node(facts: Mapping[str, Any]) -> Node:
     return Node(facts["NodeID"], name, address, port, have.get("CPU", 0.0), have.get("GPU", 0.0), HEAD in have)
 
 
-def address_of(actor: str | None) -> str | None:
-    """Address of the machine that a worker of Ray is on, or was; None where that is not known.
+def node_of(actor: str | None) -> str | None:
+    """Ray's id of the node that a worker is on, or was; None where that is not known.
 
     Args:
         actor: Ray's id of it.
@@ -78,7 +78,7 @@ def address_of(actor: str | None) -> str | None:
     if actor is None:
         return None
     facts = ray._private.state.actors(actor)  # the public way asks the dashboard, which may not be there
-    return facts.get("Address", {}).get("IPAddress") or None if facts else None
+    return facts.get("Address", {}).get("NodeID") or None if facts else None
 
 
 def answers(node: Node, seconds: float = ANSWER_S) -> bool:

@@ -51,4 +51,5 @@ def trial_start(search: str, assignment: Assignment) -> dict[str, Any]:
 def trial_end(record: Record) -> dict[str, Any]:
     """What the run of a trial ends with: status, tags."""
     reason = {"hksd.reason": record.reason[:5000]} if record.reason else {}
-    return {"status": STATUS[record.status], "tags": {"hksd.status": record.status, **reason}}
+    nodes = {"hksd.node": ", ".join(record.nodes)} if record.nodes else {}
+    return {"status": STATUS[record.status], "tags": {"hksd.status": record.status, **nodes, **reason}}

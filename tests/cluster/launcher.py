@@ -1,0 +1,148 @@
+"""A cluster as people run it: `ray up` from a laptop, searches on its nodes, `ray down`."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from books import Facts
+from machines import PROJECT, Done, Machine
+from searches import Search
+
+UP_S, DOWN_S = 240.0, 90.0
+HEAD = "--num-cpus=0 --num-gpus=0 --object-store-memory=100000000"
+WORKER = "--num-cpus=1 --object-store-memory=100000000"  # without it each takes 30 % of the memory of the host
+NODES = """
+import json, sys, time
+from ray._raylet import GcsClient
+client = GcsClient(address=sys.argv[1])
+wanted, deadline = json.loads(sys.argv[2]), time.monotonic() + float(sys.argv[3])
+while True:
+    nodes = [node.node_manager_address for node in client.get_all_node_info().values() if node.state == 0]
+    if wanted is None or len(nodes) == wanted or time.monotonic() > deadline:
+        print(json.dumps(sorted(nodes)))
+        break
+    time.sleep(0.3)
+"""
+
+
+def token() -> str:
+    """A new token of a cluster."""
+    return secrets.token_hex(32)
+
+
+def sized(config: dict[str, Any], head: str = HEAD, worker: str = WORKER) -> dict[str, Any]:
+    """A cluster file whose nodes offer what many of them on one computer can.
+
+    Args:
+        config: the file.
+        head: options of `ray start` on the head.
+        worker: the same on each worker.
+    """
+    config = dict(config)
+    for key, options in (("head_start_ray_commands", head), ("worker_start_ray_commands", worker)):
+        assert sum("ray start" in command for command in config[key]) == 1, key
+        config[key] = [command.replace("ray start", f"ray start {options}") for command in config[key]]
+    return config
+
+
+@dataclass
+class Cluster:
+    """A cluster of machines.
+
+    Attributes:
+        laptop: where `ray up` is called, in a copy of the project.
+        file: the cluster file, on the laptop.
+        head: its head; None before there is one.
+        workers: its workers.
+        runs: folder of all searches, on the host; all nodes share it.
+        address: of the GCS.
+    """
+
+    laptop: Machine
+    file: str
+    head: Machine
+    workers: Sequence[Machine]
+    runs: Path
+
+    def __post_init__(self) -> None:
+        self.logs = self.runs.parent / "logs"
+        self.logs.mkdir(exist_ok=True)
+
+    @property
+    def machines(self) -> list[Machine]:
+        """Head and workers."""
+        return [self.head, *self.workers]
+
+    @property
+    def store(self) -> str:
+        """The MLflow store, read on the disk of the head."""
+        return f"sqlite:///{self.head.home}/mlflow/mlflow.db"
+
+    def ray(self, *words: str, timeout: float = 60, check: bool = True) -> Done:
+        """Call `ray` on the laptop, in the folder of the project."""
+        return self.laptop.shell(f"cd {PROJECT} && ray {' '.join(words)} 2>&1", timeout=timeout, check=check)
+
+    def up(self) -> str:
+        """`ray up`; returns what it says."""
+        done = self.ray("up", "-y", self.file, "--no-config-cache", "--disable-usage-stats", timeout=UP_S)
+        return str(done.stdout)
+
+    def down(self) -> str:
+        """`ray down`; returns what it says."""
+        return str(self.ray("down", "-y", self.file, timeout=DOWN_S).stdout)
+
+    def stop_all(self) -> None:
+        """Stop Ray and MLflow on every machine over SSH, which `ray down` does on the head alone."""
+        stop = '. ~/.hksd-env.sh; ray stop; [ ! -s ~/mlflow/pid ] || kill -- -"$(cat ~/mlflow/pid)"'
+        ssh = "ssh -i ~/.ssh/cluster -o StrictHostKeyChecking=no"
+        for machine in self.machines:
+            self.laptop.shell(f"{ssh} root@{machine.address} {shlex.quote(stop)}", timeout=DOWN_S)
+
+    def nodes(self, wanted: int | None = None, timeout: float = 90) -> list[str]:
+        """Addresses of the nodes that Ray's head takes for alive.
+
+        Args:
+            wanted: wait until there are so many.
+            timeout: for how long at most, in seconds.
+        """
+        words = f"{self.head.address}:6379 {json.dumps(wanted)} {timeout}"
+        done = self.head.shell(f"python -c '{NODES}' {words}", timeout=timeout + 30)
+        return list(json.loads(done.stdout))
+
+    def start(self, words: str, on: Machine | None = None) -> Search:
+        """Start `hksd` with these words on a node, the head by default."""
+        return self._begin(on or self.head, f"exec hksd {words}")
+
+    def exec(self, command: str) -> Search:
+        """Start `ray exec` of a command on the laptop."""
+        return self._begin(self.laptop, f"cd {PROJECT} && exec ray exec {self.file} {shlex.quote(command)}")
+
+    def _begin(self, machine: Machine, command: str) -> Search:
+        output = self.logs / f"{len(list(self.logs.iterdir())):03d}"
+        with output.open("w") as file:
+            words = ["bash", "-l", "-c", f". ~/.bashrc; {command}"]
+            return Search(machine.popen(*words, stdout=file, stderr=subprocess.STDOUT), output)
+
+    def trials_on(self, machine: Machine) -> int:
+        """Trials that train on a machine just now."""
+        return sum(line.startswith("ray::ImplicitFunc.train") for line in machine.processes().values())
+
+    def facts(self, name: str) -> Facts:
+        """What study, store and folder say of a search."""
+        return Facts(self.runs, name, self.store)
+
+    def checkpoints(self, name: str) -> int:
+        """Trials of a search that have a checkpoint."""
+        return len(list((self.runs / name / "trials").glob("*/last.ckpt")))
+
+    def driver(self, name: str, on: Machine | None = None) -> list[int]:
+        """Processes, by their numbers on the host, that run a search."""
+        lines = (on or self.head).processes().items()
+        return [number for number, line in lines if "bin/hksd search" in line and name in line.split()]
