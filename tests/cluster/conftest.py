@@ -54,7 +54,6 @@ def network(allowed: None) -> Iterator[Network]:
 def cluster(network: Network) -> Cluster:
     """A head and two workers of one processor each, after `ray up`, with a shared folder of runs."""
     made = onprem.machines(network)
-    made.laptop.shell("python3 -m venv ~/venv")
     made.up()
     return made
 
@@ -62,9 +61,7 @@ def cluster(network: Network) -> Cluster:
 @pytest.fixture(scope="session")
 def stranger(cluster: Cluster, network: Network) -> Machine:
     """A machine of the cluster's network that has neither the key nor the token."""
-    made = onprem.stranger(network, image.parts(network.folder / "image"))
-    made.shell("python3 -m venv ~/venv")
-    return made
+    return onprem.desk(network, "stranger", onprem.STRANGER, image.parts(network.folder / "image"), {})
 
 
 @pytest.fixture

@@ -9,15 +9,12 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from books import Facts
 from machines import PROJECT, Done, Machine
 from searches import Search
 
 UP_S, DOWN_S = 240.0, 90.0
-HEAD = "--num-cpus=0 --num-gpus=0 --object-store-memory=100000000"
-WORKER = "--num-cpus=1 --object-store-memory=100000000"  # without it each takes 30 % of the memory of the host
 NODES = """
 import json, sys, time
 from ray._raylet import GcsClient
@@ -35,21 +32,6 @@ while True:
 def token() -> str:
     """A new token of a cluster."""
     return secrets.token_hex(32)
-
-
-def sized(config: dict[str, Any], head: str = HEAD, worker: str = WORKER) -> dict[str, Any]:
-    """A cluster file whose nodes offer what many of them on one computer can.
-
-    Args:
-        config: the file.
-        head: options of `ray start` on the head.
-        worker: the same on each worker.
-    """
-    config = dict(config)
-    for key, options in (("head_start_ray_commands", head), ("worker_start_ray_commands", worker)):
-        assert sum("ray start" in command for command in config[key]) == 1, key
-        config[key] = [command.replace("ray start", f"ray start {options}") for command in config[key]]
-    return config
 
 
 @dataclass
@@ -98,13 +80,6 @@ class Cluster:
         """`ray down`; returns what it says."""
         return str(self.ray("down", "-y", self.file, timeout=DOWN_S).stdout)
 
-    def stop_all(self) -> None:
-        """Stop Ray and MLflow on every machine over SSH, which `ray down` does on the head alone."""
-        stop = '. ~/.hksd-env.sh; ray stop; [ ! -s ~/mlflow/pid ] || kill -- -"$(cat ~/mlflow/pid)"'
-        ssh = "ssh -i ~/.ssh/cluster -o StrictHostKeyChecking=no"
-        for machine in self.machines:
-            self.laptop.shell(f"{ssh} root@{machine.address} {shlex.quote(stop)}", timeout=DOWN_S)
-
     def nodes(self, wanted: int | None = None, timeout: float = 90) -> list[str]:
         """Addresses of the nodes that Ray's head takes for alive.
 
@@ -116,9 +91,9 @@ class Cluster:
         done = self.head.shell(f"python -c '{NODES}' {words}", timeout=timeout + 30)
         return list(json.loads(done.stdout))
 
-    def start(self, words: str, on: Machine | None = None) -> Search:
-        """Start `hksd` with these words on a node, the head by default."""
-        return self._begin(on or self.head, f"exec hksd {words}")
+    def start(self, words: str, on: Machine | None = None, folder: str = "~") -> Search:
+        """Start `hksd` with these words in a folder of a node, the head by default."""
+        return self._begin(on or self.head, f"cd {folder}; exec hksd {words}")
 
     def exec(self, command: str) -> Search:
         """Start `ray exec` of a command on the laptop."""

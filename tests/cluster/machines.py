@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 PROJECT = "/project"  # where a machine has the project, if it does
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Done = subprocess.CompletedProcess[str]
+MEMORY = 2 * 2**30  # bytes
 START_S = 30.0  # for a machine to let somebody in
 _networks = itertools.count()
 
@@ -50,7 +51,7 @@ class Network:
         guard.take_down_orphans()
         self.prefix = f"hk{os.getpid()}-{next(_networks)}-"
         self.gateway, _, self.bits = gateway.partition("/")
-        self.folder = Path(tempfile.mkdtemp(prefix=self.prefix))
+        self.folder = Path(tempfile.mkdtemp(prefix=self.prefix, dir=_fast_folder()))
         self.machines: dict[str, Machine] = {}
         self.known: dict[str, str] = {}
         command = [sys.executable, "-I", str(HERE / "guard.py"), self.prefix, str(self.folder)]
@@ -263,6 +264,16 @@ class Machine:
         if self.network.share is None:
             return list(command)
         return ["sh", "-c", 'echo $$ > "$0"; exec "$@"', str(self.network.share), *command]
+
+
+def _fast_folder() -> str | None:
+    """A folder in memory, if there is room: databases on many machines at once wait long for one real disk."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:
+        return None
+    roomy = found.f_bavail * found.f_frsize > MEMORY and not found.f_flag & os.ST_NOEXEC
+    return "/dev/shm" if roomy else None
 
 
 def make_key(file: Path) -> None:
