@@ -1,13 +1,15 @@
 """What a search costs beside its training, and how that grows with the number of trials.
 
 Each size is a search in a process of its own with the real ledger, Tune, MLflow tracker and display, over the space
-`quickstart`; only the training is replaced: a trial reports one epoch and returns. Whatever the search then takes is
-overhead. `wall_s_per_trial` is wall time times trials at once, per trial; `cpu_s_per_trial` counts the processor time
-of the driver, its workers and Ray, and hardly depends on other load; `first` and `last` are wall time times trials at
-once over the first and last tenth of the trials.
+`quickstart`; only the training is replaced: a trial reports its epochs, one by default, and returns. Whatever the
+search then takes is overhead. With `--at-once` Ray is told that this machine has so many cores, so that many trials run
+at once, each in a process of its own. `wall_s_per_trial` is wall time times trials at once, per trial;
+`cpu_s_per_trial` counts the processor time of the driver, its workers and Ray, and hardly depends on other load;
+`first` and `last` are wall time times trials at once over the first and last tenth of the trials.
 
     python benchmarks/scale.py --out benchmarks/results/scale.json
     python benchmarks/scale.py --trials 10 100 --samplers random --export --out /tmp/scale.json
+    python benchmarks/scale.py --trials 200 1000 --samplers tpe --at-once 64 --epochs 10 --pause 1 --out /tmp/scale.json
 """
 
 from __future__ import annotations
@@ -52,16 +54,16 @@ from hksd_search.tracking import tracker as tracking
 NAME = "scale"
 
 
-def trivial() -> Callable[..., None]:
-    """A trial that reports its one epoch and returns; an inner function, since those travel to workers by value."""
+def trivial(epochs: int, pause: float) -> Callable[..., None]:
+    """A trial that reports epochs, each after a pause; an inner function, since those travel to workers by value."""
 
     def trial(assignment: dict[str, Any], **_: Any) -> None:
         from ray import tune
 
         lr = json.loads(assignment["config"])["train"]["lr"]
         report = EpochReport(
-            epoch=1,
-            epochs=1,
+            epoch=epochs,
+            epochs=epochs,
             val_accuracy=0.5 + lr % 0.01 * 10,  # a fixed function of the configuration
             val_loss=1.0,
             train_accuracy=0.5,
@@ -72,7 +74,9 @@ def trivial() -> Callable[..., None]:
             seconds=0.0,
             images_per_s=0.0,
         )
-        tune.report({"number": assignment["number"], **asdict(report)})
+        for epoch in range(1, epochs + 1):
+            time.sleep(pause)
+            tune.report({"number": assignment["number"], **asdict(report), "epoch": epoch})
 
     return trial
 
@@ -107,15 +111,18 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[str, Any]:
+def measure(trials: int, sampler: str, options: argparse.Namespace, keep: str | None) -> dict[str, Any]:
     """Run one search without training and say what it cost."""
     connect.prepare(None)
+    if options.at_once:
+        os.sched_getaffinity = lambda pid: set(range(options.at_once))  # whom Ray's start asks
     from hksd_search.backend import tuning
 
     runs = Path(keep or tempfile.mkdtemp(prefix="hksd-scale-"))
     folder = runs / NAME
     folder.mkdir(parents=True)
-    settings = [f"search.trials={trials}", f"search.sampler={sampler}", "search.scheduler=none", "train.epochs=1"]
+    settings = [f"search.trials={trials}", f"search.sampler={sampler}", "search.scheduler=none"]
+    settings.append(f"train.epochs={options.epochs}")
     space = spaces.load("quickstart", [*settings, "terms.adversarial.warmup_epochs=0", "train.device=cpu"])
     data = datasets.load(space.middle({}).data)
     meter = Meter(data.image_shape)
@@ -135,17 +142,18 @@ def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[s
         begin = time.perf_counter()
         start_ray(None)
         ray_s = time.perf_counter() - begin
-        concurrent_trials = tuning.concurrent_trials(space, 0.0)
+        concurrent_trials = tuning.Places(space.search, 0.0)()
         mine, everybody = processor_seconds()
         begin = time.perf_counter()
-        tuning.tune_trials(ledger, data, folder.resolve(), runs / "teachers", trial=trivial())
+        trial = trivial(options.epochs, options.pause)
+        tuning.tune_trials(ledger, data, folder.resolve(), runs / "teachers", trial=trial)
         trained = time.perf_counter()
         everybody = processor_seconds()[1] - everybody  # before the workers are gone
         found = open_search(runs, NAME)
         (folder / "trials.csv").write_text(table_csv(found.records))
         best = found.best
         assert best is not None
-        if export:
+        if options.export:
             config = from_tree(best.config or {})
             student = models.make(config.student.spec(), **data.image_shape)
             weights.save(trial_folder(folder, best.number) / WEIGHTS_FILE, student, {})
@@ -164,8 +172,9 @@ def measure(trials: int, sampler: str, export: bool, keep: str | None) -> dict[s
     row = {
         "trials": trials,
         "sampler": sampler,
-        "export": export,
+        "export": options.export,
         "at_once": concurrent_trials,
+        "epochs": options.epochs,
         "counts": counts(found.records),
         "ray_s": ray_s,
         "first_trial_s": ends[0] - begin,
@@ -203,6 +212,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000, 5000])
     parser.add_argument("--samplers", nargs="+", default=["random", "tpe"], choices=["random", "tpe"])
+    parser.add_argument("--at-once", type=int, default=0, help="trials at once; 0: one a core")
+    parser.add_argument("--epochs", type=int, default=1, help="that each trial reports")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds before each report")
     parser.add_argument("--export", action="store_true", help="export the best student at the end of each search")
     parser.add_argument("--keep", help="keep the folders of the searches below this one")
     options = parser.parse_args()
@@ -211,7 +223,7 @@ def main() -> None:
         for sampler in options.samplers:
             keep = str(Path(options.keep) / f"{sampler}-{trials}") if options.keep else None
             with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                rows.append(pool.submit(measure, trials, sampler, options.export, keep).result())
+                rows.append(pool.submit(measure, trials, sampler, options, keep).result())
             print(json.dumps(rows[-1]), flush=True)
             content = {"command": " ".join(["python", *sys.argv]), "provenance": provenance(), "rows": rows}
             options.out.parent.mkdir(parents=True, exist_ok=True)

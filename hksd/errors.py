@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,25 @@ SHOWN = 10  # names of a list in a message
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message says what, where and how. The command line exits with 2."""
+    """Something the user can mend: the message says what, where and how. The command line exits with 2.
+
+    Attributes:
+        facts: what a program that reads JSON is told besides; of the two below, too.
+    """
+
+    facts: Mapping[str, Any] = {}
 
 
 class RunError(RuntimeError):
     """A run that started and could not finish. The command line exits with 1."""
 
+    facts: Mapping[str, Any] = {}
+
 
 class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
     """Stopped by the user, with what it had saved. The text is the command that goes on with it. Exits with 130."""
+
+    facts: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)

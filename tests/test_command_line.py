@@ -25,6 +25,7 @@ COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined
 ARGUMENTS = {
     **dict.fromkeys(("space", "estimate", "search", "teacher"), ("quickstart",)),
     **dict.fromkeys(("status", "confirm", "report", "export", "sync"), ("first",)),
+    "logs": ("first", "0"),
     "train": ("crd",),
     "evaluate": ("out",),
     "import-study": ("old.db", "quickstart", "--as=old"),

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import typer
@@ -27,6 +27,7 @@ from hksd_search.commands import (
     evaluate,
     export,
     import_study,
+    logs,
     methods,
     report,
     search,
@@ -46,18 +47,18 @@ LESS_MEMORY = "lower data.image_size, the width of networks or batch_size, or st
 def _exit_codes(as_json: bool) -> Iterator[None]:
     """Turn errors into messages and exit codes; an error of ours keeps its stack trace."""
 
-    def stop(message: str, code: int) -> None:
+    def stop(message: str, code: int, facts: Mapping[str, Any] = {}) -> None:
         streams.mute_dead()
         typer.echo(message, err=True)
         if as_json:
-            typer.echo(json.dumps({"error": message, "exit_code": code}))
+            typer.echo(json.dumps({"error": message, "exit_code": code, **facts}))
         sys.stdout.flush()
         sys.exit(code)
 
     try:
         yield
     except UserError as error:
-        stop(f"error: {error}" if "\n" not in str(error) else f"error:\n{error}", USER_ERROR)
+        stop(f"error: {error}" if "\n" not in str(error) else f"error:\n{error}", USER_ERROR, error.facts)
     except USAGE_ERROR as error:  # of the options, which typer would draw into a box, also with --json
         whose = error.ctx.command_path if error.ctx else "hksd"
         stop(f"error: {error.format_message().rstrip('.')}; see `{whose} --help`", USER_ERROR)
@@ -69,7 +70,7 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
         stop(f"error: the memory of this machine is not enough ({error or 'no more said'}); {LESS_MEMORY}", USER_ERROR)
     except RuntimeError as error:
         if isinstance(error, RunError):
-            stop(f"failed: {error}", FAILED)
+            stop(f"failed: {error}", FAILED, error.facts)
         if NO_MEMORY not in str(error):
             raise
         stop(f"error: the memory of this machine is not enough; {LESS_MEMORY}", USER_ERROR)
@@ -83,7 +84,7 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
             raise
         stop(f"failed: {error.filename}: {error.strerror}", FAILED)
     except Stopped as error:
-        stop(f"stopped; everything is saved. Resume with:\n  {error}", INTERRUPTED)
+        stop(f"stopped; everything is saved. Resume with:\n  {error}", INTERRUPTED, error.facts)
 
 
 class Commands(TyperGroup):
@@ -123,6 +124,7 @@ for _command in (
     estimate,
     search,
     status,
+    logs,
     confirm,
     report,
     export,

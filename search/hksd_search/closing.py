@@ -7,10 +7,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from hksd.errors import RunError, Stopped, UserError
 from hksd_search.backend import guards
+from hksd_search.console import how_to_send
 from hksd_search.ending import Why
 from hksd_search.export import export_trial
 from hksd_search.phases import Books, Closed, Seen, Taught
@@ -89,7 +91,7 @@ def close_books(seen: Seen, taught: Taught, books: Books, done: bool) -> Closed:
 
 
 def concluded(seen: Seen, books: Books, closed: Closed, start: float) -> Outcome:
-    """What came of it.
+    """What came of it; what it raises tells those who read JSON of MLflow, too.
 
     Args:
         seen: the search.
@@ -102,6 +104,18 @@ def concluded(seen: Seen, books: Books, closed: Closed, start: float) -> Outcome
         UserError: a node of the cluster is not fit for the work.
         Stopped: by the user.
     """
+    told = {"uri": seen.home.store.plain, "experiment": books.tracker.experiment_id, **asdict(closed.sent)}
+    told["resend"] = how_to_send(closed.found.folder) if closed.sent.unsent else None
+    try:
+        where = _must_have_ended_well(seen, books, closed)
+    except (RunError, UserError, Stopped) as error:
+        error.facts = {"tracking": told}
+        raise
+    return outcome(closed.found, start, where, closed.cap, told)
+
+
+def _must_have_ended_well(seen: Seen, books: Books, closed: Closed) -> Path:
+    """Say how it ended, and give the folder of the exported student."""
     end, resume_command, say = books.ledger.end, seen.home.resume_command, seen.display.line
     if end and end.why >= Why.FAULT:
         gone = not books.ledger.storage.journal.there
@@ -122,5 +136,4 @@ def concluded(seen: Seen, books: Books, closed: Closed, start: float) -> Outcome
             f"{'; '.join(closed.faults)}. The trials are complete and everything else is written; when that is mended, "
             f"`hksd export {seen.home.name}` and `hksd report {seen.home.name}` write what is missing"
         )
-    told = {"uri": seen.home.store.plain, "experiment": books.tracker.experiment_id, **asdict(closed.sent)}
-    return outcome(closed.found, start, closed.export, closed.cap, told)
+    return closed.export

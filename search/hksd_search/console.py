@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -170,6 +171,12 @@ def relative(path: Path | str) -> str:
     """Show a path relative to the working directory where it lies below it."""
     path = Path(path).resolve()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def how_to_send(folder: Path) -> str:
+    """The command that sends what MLflow has not got of the search in that folder."""
+    runs = folder.parent
+    return shlex.join(["hksd", "sync", folder.name, *([] if runs == Path("runs") else ["--runs", relative(runs)])])
 
 
 def program(name: str) -> str:

@@ -135,6 +135,8 @@ def teach(seen: Seen, earlier: Sequence[SearchFolder], resume: bool) -> Taught:
         "warm_start": [one.facts() for one in taken],
     }
     facts["teacher"] |= {"seconds": teacher.seconds, "node": teacher.node}
+    if home.address:
+        facts["address"] = home.address
     if seen.meter.latencies:
         facts["latency"] = seen.meter.latencies.facts()
     if resume:

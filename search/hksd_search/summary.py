@@ -17,7 +17,7 @@ from hksd.deploy.export import CARD_FILE, Row
 from hksd.errors import UserError
 from hksd.models.size import size_of
 from hksd.teacher.teacher import FAMILIAR
-from hksd_search.console import Display, relative
+from hksd_search.console import Display, how_to_send, relative
 from hksd_search.report import report as reports
 from hksd_search.report.report import table_csv
 from hksd_search.report.sections import TABLE_FILE
@@ -44,7 +44,7 @@ class Outcome:
         device_s: seconds of training of all trials.
         export: folder of the exported student.
         ended: the cap (``max_device_hours``, ``max_cost``) that ended it early, or None.
-        tracking: store, experiment, records sent and unsent.
+        tracking: store, experiment, records sent and unsent, and the command that sends those.
     """
 
     name: str
@@ -158,8 +158,8 @@ def finish_tracking(
     if outcome.unsent:
         display.line(
             f"warning: {outcome.unsent} record(s) did not reach MLflow ({outcome.problem}); they are kept in "
-            f"{relative(found.folder / tracking.SPOOL_FILE)} and sent by `hksd sync {found.name}`, or when the search "
-            "is resumed"
+            f"{relative(found.folder / tracking.SPOOL_FILE)} and sent by `{how_to_send(found.folder)}`, or when the "
+            "search is resumed"
         )
     return outcome
 

@@ -12,11 +12,12 @@ import optuna
 import pytest
 import yaml
 
+from hksd.config.run import RunConfig, dump
 from hksd_search.ledger import Events, Ledger
 from hksd_search.space import space as spaces
 from hksd_search.space.sizes import Meter, check_feasible
 from hksd_search.space.space import Space
-from hksd_search.study.records import Assignment
+from hksd_search.study.records import Assignment, Record, Status
 
 SHAPE = {"in_channels": 1, "classes": 10, "image_size": 8}
 BASE: Mapping[str, Any] = {
@@ -118,3 +119,25 @@ def train(epoch_report: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         ledger.finish(assignment.number, reason)
 
     return go
+
+
+@pytest.fixture(scope="session")
+def small_config(make_config: Callable[..., RunConfig]) -> RunConfig:
+    return make_config(terms={"ce": {}, "kd": {"weight": 0.5}}, student={"model": "resnet8", "width": 0.5})
+
+
+@pytest.fixture(scope="session")
+def trial(small_config: RunConfig, shape: dict[str, int]) -> Callable[..., Assignment]:
+    """trial(number, arm): something to train."""
+    costs = Meter(shape).costs(small_config.student)
+    return lambda number, arm=None, resumed=False: Assignment(number, small_config, arm, costs, resumed)
+
+
+@pytest.fixture(scope="session")
+def ended(small_config: RunConfig) -> Callable[..., Record]:
+    """ended(number, status, reason): how a trial ended."""
+
+    def make(number: int, status: Status = "complete", reason: str | None = None) -> Record:
+        return Record(number, status, None, dump(small_config), {"params": 1, "mflops": 1.0}, 3, 0.5, 6.0, reason)
+
+    return make

@@ -206,7 +206,8 @@ def test_the_end_of_a_search_whose_student_cannot_be_exported_has_everything_els
     monkeypatch.setattr(closing, "export_trial", fail)
     tracker = Tracker(other, folder, "first")
     tracker.start_search({"space": "small"}, "x")
-    home = SimpleNamespace(folder=folder, name="first", resume_command="hksd search first --resume")
+    store = SimpleNamespace(plain=other)
+    home = SimpleNamespace(folder=folder, name="first", resume_command="hksd search first --resume", store=store)
     seen: Any = SimpleNamespace(home=home, display=display, data=None)
     caps = SimpleNamespace(cut_short=lambda: False)
     facts: dict[str, Any] = {"name": "first", "minimize": [], "max_drop": None, "arms": "none"}

@@ -22,8 +22,6 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from hksd.config.run import RunConfig, config_hash, dump, flatten
 from hksd.errors import UserError
-from hksd_search.space.sizes import Meter
-from hksd_search.study.records import Assignment, Record, Status
 from hksd_search.tracking import access, sender
 from hksd_search.tracking.tracker import EXPERIMENT, PARENT, RUNS_FILE, SPOOL_FILE, Tracker
 
@@ -50,28 +48,6 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up soon."""
     monkeypatch.setattr(sender, "FLUSH_S", 0.5)
     monkeypatch.setattr(sender, "RETRY_S", 0.1)
-
-
-@pytest.fixture(scope="session")
-def config(make_config: Make) -> RunConfig:
-    return make_config(terms={"ce": {}, "kd": {"weight": 0.5}}, student={"model": "resnet8", "width": 0.5})
-
-
-@pytest.fixture(scope="session")
-def trial(config: RunConfig, shape: dict[str, int]) -> Callable[..., Assignment]:
-    """trial(number, arm): something to train."""
-    costs = Meter(shape).costs(config.student)
-    return lambda number, arm=None, resumed=False: Assignment(number, config, arm, costs, resumed)
-
-
-@pytest.fixture(scope="session")
-def ended(config: RunConfig) -> Callable[..., Record]:
-    """ended(number, status, reason): how a trial ended."""
-
-    def make(number: int, status: Status = "complete", reason: str | None = None) -> Record:
-        return Record(number, status, None, dump(config), {"params": 1, "mflops": 1.0}, 3, 0.5, 6.0, reason)
-
-    return make
 
 
 def stored(uri: str) -> dict[str, Run]:
@@ -120,7 +96,7 @@ def track(tracker: Tracker, trial: Make, ended: Make, report: Make, numbers: ran
 
 
 def test_a_search_is_a_run_and_its_trials_are_runs_below_it(
-    uri: str, folder: Path, tmp_path: Path, trial: Make, ended: Make, epoch_report: Make, config: RunConfig
+    uri: str, folder: Path, tmp_path: Path, trial: Make, ended: Make, epoch_report: Make, small_config: RunConfig
 ) -> None:
     tracker = Tracker(uri, folder, "first")
     tracker.start_search({"space": "small", "range.train.lr": "uniform 0 .. 1"}, "train: {}\n")
@@ -164,8 +140,8 @@ def test_a_search_is_a_run_and_its_trials_are_runs_below_it(
     for run in children:
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.data.tags["hksd.search"] == "first"
-        assert run.data.tags["hksd.config_hash"] == config_hash(config)
-        assert run.data.params == {key: str(value) for key, value in flatten(dump(config)).items()}
+        assert run.data.tags["hksd.config_hash"] == config_hash(small_config)
+        assert run.data.params == {key: str(value) for key, value in flatten(dump(small_config)).items()}
         assert run.data.metrics["params"] == trial(0).costs["params"]
         assert run.data.metrics["mflops"] == pytest.approx(trial(0).costs["mflops"])
         assert run.info.end_time is not None

@@ -34,6 +34,7 @@ def status(
     from hksd_search import console, session
     from hksd_search.study import reading
     from hksd_search.study.records import STUDY_FILE
+    from hksd_search.tracking.tracker import waiting
 
     process = session.holder(runs / name)  # before the books are read: a search that ends now has then ended
     folder = runs / name
@@ -46,7 +47,8 @@ def status(
     if not process:  # nothing runs where no process does, whatever one that was killed has left in the study
         cut = [replace(r, status="interrupted") if r.status == "running" else r for r in found.records]
         found = replace(found, records=cut)
-    resume = session.how_to_resume(name, runs, None) if state == "stopped" else None
+    kept = 0 if process else waiting(folder)  # a search that runs sends them
+    resume = session.how_to_resume(name, runs, found.facts.get("address")) if state == "stopped" else None
     tally = {
         **reading.counts(found.records),
         **{key: sum(r.status == key for r in found.records) for key in EXTRA},
@@ -67,6 +69,10 @@ def status(
             out.print(f"running: {process}{halted}", highlight=False)
         elif resume:
             out.print(f"no process runs this search ({ENDED_EARLY[ended]}). Resume with:\n  {resume}", highlight=False)
+        if kept:
+            out.print(
+                f"MLflow may lack {kept} record(s) of it; `{console.how_to_send(folder)}` sends them", highlight=False
+            )
 
     output.give(
         {
@@ -74,6 +80,8 @@ def status(
             "state": state,
             "process": process,
             "resume": resume,
+            "unsent": kept,
+            "resend": console.how_to_send(folder) if kept else None,
             "trials": tally,
             "best": best.number if best else None,
             "records": [record.flat() for record in found.records],

@@ -32,7 +32,7 @@ from hksd_search.confirm.contenders import Contender, Run, runs_of
 from hksd_search.confirm.files import FOLDER, text, write_files
 from hksd_search.confirm.log import log_confirmation
 from hksd_search.confirm.scores import TEACHER, Scores
-from hksd_search.console import Display, percent, relative
+from hksd_search.console import Display, how_to_send, percent, relative
 from hksd_search.interrupt import Interrupt, interruptible
 from hksd_search.session import IMAGES, SPACE_FILE, TEACHERS, locked
 from hksd_search.space import space as spaces
@@ -95,7 +95,7 @@ def confirm(request: Request, display: Display) -> dict[str, Any]:
         if sent is not None and sent.unsent:
             display.line(
                 f"warning: {sent.unsent} record(s) did not reach MLflow ({sent.problem}); they are kept and sent by "
-                "the next confirmation of this search"
+                f"`{how_to_send(search.folder)}`, or the next confirmation of this search"
             )
     return facts
 

@@ -42,6 +42,8 @@ class Batch:
         """
         from mlflow.entities import Param, RunTag
 
+        if not (self.metrics or self.params or self.tags):
+            return
         params = [Param(key, value[:LONGEST_PARAM]) for key, value in self.params.items()]
         client.log_batch(run, self.metrics, params, [RunTag(key, value) for key, value in self.tags.items()])
         self.metrics, self.params, self.tags = [], {}, {}
