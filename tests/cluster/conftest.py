@@ -15,6 +15,7 @@ import image
 import needs
 import onprem
 import pytest
+from cloud import SWITCH, Cloud
 from doors import Door
 from launcher import Cluster
 from machines import Machine, Network
@@ -62,6 +63,17 @@ def cluster(network: Network) -> Cluster:
 def stranger(cluster: Cluster, network: Network) -> Machine:
     """A machine of the cluster's network that has neither the key nor the token."""
     return onprem.desk(network, "stranger", onprem.STRANGER, image.parts(network.folder / "image"), {})
+
+
+@pytest.fixture(scope="session")
+def cloud() -> Iterator[Cloud]:
+    """An account at the imitation of AWS, prepared as the docs say; nothing runs there yet."""
+    if lacking := needs.missing(cloud=True):
+        pytest.skip(f"the imitation of AWS needs {'; '.join(lacking)}")
+    with Network(SWITCH) as made:
+        found = Cloud(made, onprem.desk)
+        yield found
+        found.close()
 
 
 @pytest.fixture

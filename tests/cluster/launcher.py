@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from books import Facts
-from machines import PROJECT, Done, Machine
+from machines import PROJECT, Machine
 from searches import Search
 
 UP_S, DOWN_S = 240.0, 90.0
@@ -34,6 +34,16 @@ def token() -> str:
     return secrets.token_hex(32)
 
 
+def call_ray(laptop: Machine, words: str, timeout: float = 60) -> str:
+    """Call `ray` on a laptop, in the folder of the project; returns what it says."""
+    return str(laptop.shell(f"cd {PROJECT} && ray {words} 2>&1", timeout=timeout).stdout)
+
+
+def ray_up(laptop: Machine, file: str) -> str:
+    """Bring up, or mend, the cluster of a file."""
+    return call_ray(laptop, f"up -y {file} --no-config-cache --disable-usage-stats", UP_S)
+
+
 @dataclass
 class Cluster:
     """A cluster of machines.
@@ -41,10 +51,9 @@ class Cluster:
     Attributes:
         laptop: where `ray up` is called, in a copy of the project.
         file: the cluster file, on the laptop.
-        head: its head; None before there is one.
-        workers: its workers.
+        head: its head.
+        workers: its workers; empty where they come and go.
         runs: folder of all searches, on the host; all nodes share it.
-        address: of the GCS.
     """
 
     laptop: Machine
@@ -67,18 +76,13 @@ class Cluster:
         """The MLflow store, read on the disk of the head."""
         return f"sqlite:///{self.head.home}/mlflow/mlflow.db"
 
-    def ray(self, *words: str, timeout: float = 60, check: bool = True) -> Done:
-        """Call `ray` on the laptop, in the folder of the project."""
-        return self.laptop.shell(f"cd {PROJECT} && ray {' '.join(words)} 2>&1", timeout=timeout, check=check)
-
     def up(self) -> str:
         """`ray up`; returns what it says."""
-        done = self.ray("up", "-y", self.file, "--no-config-cache", "--disable-usage-stats", timeout=UP_S)
-        return str(done.stdout)
+        return ray_up(self.laptop, self.file)
 
     def down(self) -> str:
         """`ray down`; returns what it says."""
-        return str(self.ray("down", "-y", self.file, timeout=DOWN_S).stdout)
+        return call_ray(self.laptop, f"down -y {self.file}", DOWN_S)
 
     def nodes(self, wanted: int | None = None, timeout: float = 90) -> list[str]:
         """Addresses of the nodes that Ray's head takes for alive.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doors
+import onprem
 import pytest
 from launcher import Cluster
 from machines import Machine
@@ -23,6 +24,12 @@ CLOSED = {"GCS", "raylet", "Ray client server", "agent", "agent for runtime envi
 def test_no_other_port_than_the_known_ones_answers_without_the_token(first: First) -> None:
     assert {door.owner for door in first.doors} >= CLOSED, doors.table(first.doors)
     assert {(door.owner, door.says) for door in first.doors if door.open} <= OPEN, doors.table(first.doors)
+
+
+def test_the_table_of_the_docs_names_every_door(first: First) -> None:
+    told = (onprem.ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    untold = [row for row in doors.table(first.doors).splitlines() if row not in told]
+    assert not untold, "\n".join(untold)
 
 
 def test_the_dashboard_is_not_reachable_from_the_network(first: First) -> None:

@@ -28,6 +28,11 @@ def runs(cluster: Cluster, name: str) -> dict[int, str]:
     return {number: run.info.run_id for number, run in cluster.facts(name).children.items()}
 
 
+def places(cluster: Cluster, name: str) -> list[set[str]]:
+    """The machines on which each trial has trained."""
+    return [set(run.data.tags["hksd.node"].split(", ")) for run in cluster.facts(name).children.values()]
+
+
 def must_be_whole(cluster: Cluster, name: str, before: dict[int, str], trials: int = 3, epochs: int = 30) -> None:
     """All trials came to their end, in the runs that they had before, with every epoch once."""
     facts = cluster.facts(name)
@@ -37,11 +42,12 @@ def must_be_whole(cluster: Cluster, name: str, before: dict[int, str], trials: i
 
 
 def test_a_trial_whose_machine_loses_its_power_goes_on_on_another_one(whole: Cluster) -> None:
-    search = begun(whole, "power")
+    search = begun(whole, "power", epochs=15)
     before = runs(whole, "power")
     whole.workers[0].kill()
     search.must_end_well()
-    must_be_whole(whole, "power", before)
+    must_be_whole(whole, "power", before, epochs=15)
+    assert {"one", "two"} in places(whole, "power")
 
 
 @pytest.mark.slow
@@ -53,6 +59,7 @@ def test_a_trial_whose_machine_is_cut_off_goes_on_on_another_one(whole: Cluster)
     whole.workers[0].mend()
     search.must_end_well()
     must_be_whole(whole, "cable", before)
+    assert {"one", "two"} in places(whole, "cable")
 
 
 @pytest.mark.slow
@@ -62,6 +69,7 @@ def test_a_worker_that_is_told_to_end_gives_its_trial_back(whole: Cluster) -> No
     assert whole.workers[0].signal("raylet/raylet", signal.SIGTERM)
     search.must_end_well()
     must_be_whole(whole, "notice", before)
+    assert {"one", "two"} in places(whole, "notice")
 
 
 @pytest.mark.slow
