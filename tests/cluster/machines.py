@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,6 @@ HERE = Path(__file__).resolve().parent
 PROJECT = "/project"  # where a machine has the project, if it does
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Done = subprocess.CompletedProcess[str]
-MEMORY = 2 * 2**30  # bytes
 START_S = 30.0  # for a machine to let somebody in
 _networks = itertools.count()
 
@@ -50,10 +48,10 @@ class Network:
         guard.take_down_orphans()
         self.prefix = f"hk{os.getpid()}-{next(_networks)}-"
         self.bits = address.partition("/")[2]
-        self.folder = Path(tempfile.mkdtemp(prefix=self.prefix, dir=_fast_folder()))
+        self.folder = guard.new_folder(self.prefix)
         self.machines: dict[str, Machine] = {}
         self.known: dict[str, str] = {}
-        command = [sys.executable, "-I", str(HERE / "guard.py"), self.prefix, str(self.folder)]
+        command = [sys.executable, "-I", str(HERE / "guard.py"), self.prefix]
         self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         self.share = guard.cpu_share(self.prefix)
         self.switch = self.namespace("sw")
@@ -262,16 +260,6 @@ class Machine:
         if self.network.share is None:
             return list(command)
         return ["sh", "-c", 'echo $$ > "$0"; exec "$@"', str(self.network.share), *command]
-
-
-def _fast_folder() -> str | None:
-    """A folder in memory, if there is room: databases on many machines at once wait long for one real disk."""
-    try:
-        found = os.statvfs("/dev/shm")
-    except OSError:
-        return None
-    roomy = found.f_bavail * found.f_frsize > MEMORY and not found.f_flag & os.ST_NOEXEC
-    return "/dev/shm" if roomy else None
 
 
 def make_key(file: Path) -> None:
