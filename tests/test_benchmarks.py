@@ -206,3 +206,22 @@ def test_search_speed_writes_what_both_searches_took(run: Callable[..., dict[str
 def test_gpu_says_that_there_is_none(run_here: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_here("gpu.py", "--root", "nowhere", "--out", "nothing.json") == 2
     assert "needs a CUDA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_tracking_load_counts_every_figure_of_every_trial_once(run: Callable[..., dict[str, Any]]) -> None:
+    few = ["--trials", "3", "--epochs", "2", "--interval", "0.1", "--against", str(BENCHMARKS.parent)]
+    found = run("tracking_load.py", *few)
+    assert [row["side"] for row in found["rows"]] == ["this", "other"]
+    for row in found["rows"]:
+        assert (row["records"], row["unsent"]) == (2 + 3 * (1 + 2 + 1) + 2, 0)
+        assert (row["runs"], row["finished"], row["once"]) == (3, 3, 3)
+        assert 0 < row["lag_s"]["median"] <= row["lag_s"]["largest"]
+
+
+@pytest.mark.slow
+def test_store_size_asks_a_store_as_the_page_and_the_commands_do(run: Callable[..., dict[str, Any]]) -> None:
+    found = run("store_size.py", "--runs", "4", "--times", "1")
+    (row,) = found["rows"]
+    assert row["records"] == 2 + 4 * (2 + 6) + 2
+    assert all(row[key] > 0 for key in ("page_100_s", "view_1000_s", "go_on_server_s", "status_s", "sync_s"))

@@ -93,7 +93,7 @@ def history(uri: str, run: Run, key: str = "val/accuracy") -> list[tuple[int, fl
     return sorted((point.step, point.value) for point in points)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it does not happen"
@@ -533,8 +533,9 @@ def test_the_user_and_password_of_the_environment_go_with_every_record(
     epoch_report: Make,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from mlflow.server import app, constants
+    from mlflow.server import app, constants, handlers
 
+    monkeypatch.setattr(handlers, "_tracking_store", None)  # of another test in this process
     monkeypatch.setenv(constants.BACKEND_STORE_URI_ENV_VAR, uri)
     monkeypatch.setenv(constants.ARTIFACTS_DESTINATION_ENV_VAR, str(tmp_path / "artifacts"))
     monkeypatch.setenv(constants.ARTIFACT_ROOT_ENV_VAR, "mlflow-artifacts:/")

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from hksd.errors import RunError, UserError
 from hksd_search import cli, closing, console
 from hksd_search.closing import Steps
+from hksd_search.ending import Why
 from hksd_search.ledger import Events, Ledger
 from hksd_search.session import locked
 from hksd_search.study.records import read_records
@@ -217,5 +218,43 @@ def test_the_end_of_a_search_whose_student_cannot_be_exported_has_everything_els
     assert {"search.json", "trials.csv", "report.html"} <= {file.name for file in folder.iterdir()}
     (parent,) = [run for run in stored(other) if run.data.tags["hksd.kind"] == "search"]
     assert parent.info.status == "FINISHED"
-    with pytest.raises(RunError, match=r"it cannot be captured\. The trials are complete.*`hksd export first`"):
+    with pytest.raises(
+        RunError, match=r"it cannot be captured\. The trials are complete.*`hksd export first`"
+    ) as caught:
         closing.concluded(seen, books, closed, 0.0)
+    told = caught.value.facts["tracking"]
+    assert (told["uri"], told["unsent"], told["problem"], told["resend"]) == (other, 0, None, None)
+
+
+def test_what_mlflow_has_not_got_at_the_end_is_said_with_its_number_and_what_sends_it(
+    folder: Path, searched: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger, out = searched(AWAY), io.StringIO()
+    display = console.Display(Console(file=out, width=300), 2)
+    (folder / SPOOL_FILE).unlink()
+    tracker = Tracker(AWAY, folder, "first")
+    tracker.start_search({"space": "small"}, "x")
+    home = SimpleNamespace(
+        folder=folder, name="first", resume_command="hksd search first --resume", store=SimpleNamespace(plain=AWAY)
+    )
+    seen: Any = SimpleNamespace(home=home, display=display, data=None)
+    ledger.stop(Why.INTERRUPTED)
+    caps = SimpleNamespace(cut_short=lambda: False)
+    facts: dict[str, Any] = {"name": "first", "minimize": [], "max_drop": None, "arms": "none"}
+    books: Any = SimpleNamespace(ledger=ledger, tracker=tracker, caps=caps)
+    closed = closing.close_books(seen, SimpleNamespace(facts=facts, taken=[]), books, False)  # type: ignore[arg-type]
+    send = f"hksd sync first --runs {folder.parent}"
+    assert closed.sent.unsent == waiting(folder) > 0
+    assert f"warning: {closed.sent.unsent} record(s) did not reach MLflow" in out.getvalue()
+    assert f"sent by `{send}`" in out.getvalue()
+    with pytest.raises(SystemExit), cli._exit_codes(as_json=True):
+        closing.concluded(seen, books, closed, 0.0)
+    ended = json.loads(capsys.readouterr().out)
+    assert ended["exit_code"] == 130
+    assert (ended["tracking"]["unsent"], ended["tracking"]["resend"]) == (closed.sent.unsent, send)
+    assert closed.sent.problem
+    code, said = hksd("status", "first", "--runs", folder.parent)
+    assert code == 0
+    assert f"MLflow may lack {closed.sent.unsent} record(s) of it; `{send}` sends them" in said
+    code, said = hksd("status", "first", "--runs", folder.parent, "--json")
+    assert (json.loads(said)["unsent"], json.loads(said)["resend"]) == (closed.sent.unsent, send)
