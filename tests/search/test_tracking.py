@@ -504,8 +504,9 @@ class Server:
 @pytest.fixture
 def server(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server over the store of the test, not started."""
-    from mlflow.server import constants
+    from mlflow.server import constants, handlers
 
+    monkeypatch.setattr(handlers, "_tracking_store", None)  # that of another test
     monkeypatch.setenv(constants.BACKEND_STORE_URI_ENV_VAR, uri)
     monkeypatch.setenv(constants.ARTIFACTS_DESTINATION_ENV_VAR, str(tmp_path / "artifacts"))
     monkeypatch.setenv(constants.ARTIFACT_ROOT_ENV_VAR, "mlflow-artifacts:/")
