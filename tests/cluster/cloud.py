@@ -80,7 +80,7 @@ class Cloud:
         self._lock, self._over = threading.Lock(), threading.Event()
         self._server = self._start(SERVER, "-H", AWS, "-p", str(PORT), stdout=subprocess.DEVNULL)
         knock = f"until (exec 3<>/dev/tcp/{AWS}/{PORT}) 2>/dev/null; do sleep 0.2; done"
-        self.aws.shell(knock, timeout=60)
+        self.aws.shell(knock)
         self._clerk = self._start(CLERK, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._prepare()
         self._thread = threading.Thread(target=self._follow, name="instances", daemon=True)

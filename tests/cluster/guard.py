@@ -20,8 +20,8 @@ from pathlib import Path
 FAMILY = re.compile(r"hk(\d+)-\d+-")  # how all names begin, with the process that made them
 ROOMS = (Path("/dev/shm"), Path(tempfile.gettempdir()))  # where folders may be, the faster one first
 ROOM_BYTES = 2 * 2**30  # that the faster one must have
-SHARES = [(Path("/sys/fs/cgroup/cpu"), "cpu.shares", 8192), (Path("/sys/fs/cgroup"), "cpu.weight", 800)]  # v1, v2
-PATIENCE_S = 10.0  # for killed processes to be gone
+SHARES = [(Path("/sys/fs/cgroup/cpu"), "cpu.shares", 32768), (Path("/sys/fs/cgroup"), "cpu.weight", 3200)]  # v1, v2
+PATIENCE_S = 60.0  # for killed processes to be gone
 
 
 def namespaces(prefix: str = "hk") -> list[str]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from books import Facts
-from machines import PROJECT, Machine
+from machines import PATIENCE_S, PROJECT, Machine
 from searches import Search
 
-UP_S, DOWN_S = 240.0, 90.0
+UP_S = 900.0  # for `ray up`
 NODES = """
 import json, sys, time
 from ray._raylet import GcsClient
@@ -34,7 +34,7 @@ def token() -> str:
     return secrets.token_hex(32)
 
 
-def call_ray(laptop: Machine, words: str, timeout: float = 60) -> str:
+def call_ray(laptop: Machine, words: str, timeout: float = PATIENCE_S) -> str:
     """Call `ray` on a laptop, in the folder of the project; returns what it says."""
     return str(laptop.shell(f"cd {PROJECT} && ray {words} 2>&1", timeout=timeout).stdout)
 
@@ -82,9 +82,9 @@ class Cluster:
 
     def down(self) -> str:
         """`ray down`; returns what it says."""
-        return call_ray(self.laptop, f"down -y {self.file}", DOWN_S)
+        return call_ray(self.laptop, f"down -y {self.file}")
 
-    def nodes(self, wanted: int | None = None, timeout: float = 90) -> list[str]:
+    def nodes(self, wanted: int | None = None, timeout: float = PATIENCE_S) -> list[str]:
         """Addresses of the nodes that Ray's head takes for alive.
 
         Args:
@@ -92,7 +92,7 @@ class Cluster:
             timeout: for how long at most, in seconds.
         """
         words = f"{self.head.address}:6379 {json.dumps(wanted)} {timeout}"
-        done = self.head.shell(f"python -c '{NODES}' {words}", timeout=timeout + 30)
+        done = self.head.shell(f"python -c '{NODES}' {words}", timeout=timeout + PATIENCE_S)
         return list(json.loads(done.stdout))
 
     def start(self, words: str, on: Machine | None = None, folder: str = "~") -> Search:

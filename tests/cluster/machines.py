@@ -28,7 +28,8 @@ HERE = Path(__file__).resolve().parent
 PROJECT = "/project"  # where a machine has the project, if it does
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Done = subprocess.CompletedProcess[str]
-START_S = 30.0  # for a machine to let somebody in
+PATIENCE_S = 300.0  # for a command, on a machine that has a lot of other work
+START_S = 120.0  # for a machine to let somebody in
 _networks = itertools.count()
 
 
@@ -72,7 +73,7 @@ class Network:
         """Take everything down, and wait for it."""
         assert self._guard.stdin is not None
         self._guard.stdin.close()
-        self._guard.wait(timeout=60)
+        self._guard.wait(timeout=PATIENCE_S)
 
     def namespace(self, name: str) -> str:
         """Make a network namespace; returns its full name."""
@@ -204,7 +205,7 @@ class Machine:
         command = self._shared([*inside, *clean, *map(str, words)])
         return subprocess.Popen(command, text=True, **{"stdin": subprocess.DEVNULL, **how})
 
-    def run(self, *words: object, check: bool = True, timeout: float = 60, **how: Any) -> Done:
+    def run(self, *words: object, check: bool = True, timeout: float = PATIENCE_S, **how: Any) -> Done:
         """Run a program there to its end.
 
         Raises:

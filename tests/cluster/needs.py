@@ -58,7 +58,7 @@ def missing(cloud: bool = False, packages: bool = True) -> list[str]:
     if os.geteuid() != 0:
         found.append("root: only root may make network and mount namespaces (sudo)")
     elif not {"unshare", "ip"} & lacking.keys():
-        done = subprocess.run(NAMESPACES, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(NAMESPACES, capture_output=True, text=True, timeout=120)
         if done.returncode:
             found.append(f"namespaces: this machine does not let root make them ({done.stderr.strip()})")
     return found

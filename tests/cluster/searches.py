@@ -10,7 +10,7 @@ from pathlib import Path
 
 from doors import Door
 
-SEARCH_S = 240.0
+SEARCH_S = 900.0
 SMALL = (  # a search whose teacher and students are as small as they get
     "--arms none --set search.scheduler=none --set teacher.model=resnet8 --set teacher.epochs=3 "
     "--set teacher.min_accuracy=0.2 --set teacher.attention.epochs=1 "
@@ -42,7 +42,7 @@ class Search:
         code = self.wait(timeout)
         assert code == 0, f"exit code {code}:\n{self.text}"
 
-    def wait_until(self, condition: Callable[[], bool], timeout: float = 120) -> None:
+    def wait_until(self, condition: Callable[[], bool], timeout: float = SEARCH_S) -> None:
         """Wait for something to happen while it runs."""
         deadline = time.monotonic() + timeout
         while not condition():

@@ -19,5 +19,5 @@ def test_ray_down_and_the_documented_command_leave_nothing_running_on_any_machin
     assert left(cluster)
     cluster.down()
     file = cluster.laptop.shell(f"cat {cluster.file}").stdout
-    cluster.laptop.shell(onprem.stop_command(file), timeout=90)
+    cluster.laptop.shell(onprem.stop_command(file))
     assert left(cluster) == []
