@@ -92,6 +92,18 @@ def test_a_file_that_cannot_be_read_leaves_it_open_how_far_the_cluster_grows(tmp
     assert growth._read(tmp_path / "none") == Growth(automatic=True)
 
 
+@pytest.mark.parametrize(
+    ("command", "automatic"), [("ray start --head", False), ("ray start --head --no-monitor", True), (None, False)]
+)
+def test_a_cluster_of_kuberay_grows_where_it_has_an_autoscaler_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, command: str | None, automatic: bool
+) -> None:
+    monkeypatch.delenv(growth.KUBERAY, raising=False)
+    if command:
+        monkeypatch.setenv(growth.KUBERAY, command)
+    assert growth._on_head("nowhere:1") == Growth(automatic)
+
+
 def test_a_file_as_ray_writes_it_is_read(tmp_path: Path) -> None:
     file = tmp_path / "ray_bootstrap_config.yaml"
     file.write_text(json.dumps(TREE))  # JSON is YAML

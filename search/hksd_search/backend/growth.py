@@ -19,7 +19,8 @@ from hksd_search.backend.nodes import Node
 ANSWER_S = 30.0  # for the head; a worker of Ray starts there first
 SHARE = 0.001  # of the head's resource
 OPTION = "--autoscaling-config="  # of Ray's monitor
-KUBERAY = "KUBERAY_GEN_RAY_START_CMD"  # in the environment of the pods that KubeRay makes; its autoscaler has no file
+# How KubeRay starts Ray in its pods; without Ray's monitor where an autoscaler of its own, which has no file, is at work.
+KUBERAY, NO_MONITOR = "KUBERAY_GEN_RAY_START_CMD", "--no-monitor"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _on_head(cluster: str) -> Growth:
                 for word in words:
                     if word.startswith(OPTION):
                         return _read(Path(word.removeprefix(OPTION)).expanduser())
-    return Growth(automatic=KUBERAY in os.environ)
+    return Growth(automatic=NO_MONITOR in os.environ.get(KUBERAY, ""))
 
 
 def _read(file: Path) -> Growth:
