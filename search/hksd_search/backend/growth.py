@@ -19,7 +19,7 @@ from hksd_search.backend.nodes import Node
 ANSWER_S = 30.0  # for the head; a worker of Ray starts there first
 SHARE = 0.001  # of the head's resource
 OPTION = "--autoscaling-config="  # of Ray's monitor
-# How KubeRay starts Ray in its pods; without Ray's monitor where an autoscaler of its own, which has no file, is at work.
+# How KubeRay starts Ray in its pods: without Ray's monitor where an autoscaler of its own, which has no file, works.
 KUBERAY, NO_MONITOR = "KUBERAY_GEN_RAY_START_CMD", "--no-monitor"
 
 
