@@ -6,21 +6,36 @@ SPACE  ?= quickstart
 DATA   ?=
 JOBS   ?= 2
 STAMP  := $(VENV)/.installed
+CLUSTER := $(VENV)/.cluster-installed
 
-.PHONY: search test test-slow cluster-check lint bench clean
+.PHONY: search test test-slow cluster-check test-cluster test-cluster-all test-cloud lint bench clean
 
 search: $(STAMP)  ## search the embedded data set and export the best student (SPACE=cifar10 for another space)
 	$(BIN)/hksd search $(SPACE)
 
 test: $(STAMP)  ## lint, types and all tests that a normal run allows
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not cluster and not cloud" -n $(JOBS) --dist loadfile
 
 test-slow: $(STAMP)  ## also the long proofs
 	$(BIN)/python -m pytest
 
 cluster-check: $(STAMP)  ## the files that bring up clusters, in seconds: no cloud, no network, no root (part of `make test`)
 	$(BIN)/python -m pytest tests/cluster_files
+
+# Clusters that really run, as root, on machines out of namespaces of the kernel (tests/cluster). What they need beside
+# Python is looked at first, and never installed by itself; what is missing ends the target with the command for it.
+test-cluster: $(CLUSTER)  ## three machines, `ray up`, searches, a lost machine, a killed driver, open ports: about 2 minutes
+	$(BIN)/python tests/cluster/needs.py
+	$(BIN)/python -m pytest tests/cluster -m "cluster and not slow"
+
+test-cluster-all: $(CLUSTER)  ## also a cut cable, MLflow gone, the head started anew, GPUs: about 8 minutes
+	$(BIN)/python tests/cluster/needs.py
+	$(BIN)/python -m pytest tests/cluster -m cluster
+
+test-cloud: $(CLUSTER)  ## the file for AWS, against an imitation of it: about 4 minutes
+	$(BIN)/python tests/cluster/needs.py --cloud
+	$(BIN)/python -m pytest tests/cluster -m cloud
 
 lint: $(STAMP)
 	$(BIN)/ruff check hksd search spaces tests benchmarks
@@ -44,6 +59,10 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(STAMP)
+
+$(CLUSTER): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,cluster-test]'
+	touch $(CLUSTER)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

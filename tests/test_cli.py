@@ -201,6 +201,7 @@ def test_the_commands_of_the_design_are_there_and_each_is_described() -> None:
         "train",
         "search",
         "status",
+        "logs",
         "report",
         "export",
         "evaluate",

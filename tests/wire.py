@@ -24,7 +24,17 @@ OBJECTS = [
 ]  # Ray has it in C++ only
 OK, UNIMPLEMENTED, UNAUTHENTICATED = 0, 12, 16  # of gRPC
 WAIT_S = 5.0
-PATHS = ["/", "/metrics", "/api/version", "/api/job_agent/jobs/", "/api/jobs/", "/nodes", "/logs"]
+PATHS = [
+    "/",
+    "/health",
+    "/version",
+    "/metrics",
+    "/api/version",
+    "/api/job_agent/jobs/",
+    "/api/jobs/",
+    "/nodes",
+    "/logs",
+]
 MLFLOW = "/api/2.0/mlflow/experiments"
 BODIES = {  # of requests that a server would take as they stand
     "/api/job_agent/jobs/": {"entrypoint": "true"},

@@ -89,7 +89,7 @@ def search(
         addresses.secrets_hidden(),
         clusters.joined(address, runs, display.line, space.search.node_timeout) as cluster,
     ):
-        seen = look(space, home, display, cluster, resume)
+        seen = look(space, home, display, resume, cluster)
         with (
             guards.disk_full_explained(home.resume_command),
             locked(home.folder),
@@ -107,7 +107,7 @@ def search(
             return concluded(seen, books, closed, start)
 
 
-def look(space: Space, home: Home, display: Display, cluster: Cluster | None = None, resume: bool = False) -> Seen:
+def look(space: Space, home: Home, display: Display, resume: bool = False, cluster: Cluster | None = None) -> Seen:
     """Read the images, measure students, look at networks. Their faults come here, before anything is written."""
     data = datasets.load(space.middle({}).data, home.runs / IMAGES)
     shape = data.image_shape
@@ -135,6 +135,8 @@ def teach(seen: Seen, earlier: Sequence[SearchFolder], resume: bool) -> Taught:
         "warm_start": [one.facts() for one in taken],
     }
     facts["teacher"] |= {"seconds": teacher.seconds, "node": teacher.node}
+    if home.address:
+        facts["address"] = home.address
     if seen.meter.latencies:
         facts["latency"] = seen.meter.latencies.facts()
     if resume:

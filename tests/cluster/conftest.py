@@ -15,6 +15,7 @@ import image
 import needs
 import onprem
 import pytest
+from cloud import SWITCH, Cloud
 from doors import Door
 from launcher import Cluster
 from machines import Machine, Network
@@ -54,7 +55,6 @@ def network(allowed: None) -> Iterator[Network]:
 def cluster(network: Network) -> Cluster:
     """A head and two workers of one processor each, after `ray up`, with a shared folder of runs."""
     made = onprem.machines(network)
-    made.laptop.shell("python3 -m venv ~/venv")
     made.up()
     return made
 
@@ -62,9 +62,18 @@ def cluster(network: Network) -> Cluster:
 @pytest.fixture(scope="session")
 def stranger(cluster: Cluster, network: Network) -> Machine:
     """A machine of the cluster's network that has neither the key nor the token."""
-    made = onprem.stranger(network, image.parts(network.folder / "image"))
-    made.shell("python3 -m venv ~/venv")
-    return made
+    return onprem.desk(network, "stranger", onprem.STRANGER, image.parts(network.folder / "image"), {})
+
+
+@pytest.fixture(scope="session")
+def cloud() -> Iterator[Cloud]:
+    """An account at the imitation of AWS, prepared as the docs say; nothing runs there yet."""
+    if lacking := needs.missing(cloud=True):
+        pytest.skip(f"the imitation of AWS needs {'; '.join(lacking)}")
+    with Network(SWITCH) as made:
+        found = Cloud(made, onprem.desk)
+        yield found
+        found.close()
 
 
 @pytest.fixture

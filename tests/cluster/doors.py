@@ -93,7 +93,12 @@ def _verdict(owner: str, bound: set[str], said: dict[str, dict[str, object]]) ->
 
 
 def table(doors: Iterable[Door]) -> str:
-    """The doors as a table for people: those that are alike in one row."""
-    rows = sorted(set(doors), key=lambda door: (not door.open, door.role, door.owner, door.port))
-    lines = ["| on | process | port | bound to | without the token |", "|---|---|---|---|---|"]
-    return "\n".join([*lines, *(f"| {' | '.join(map(str, row[:5]))} |" for row in rows)])
+    """The doors as a table for people: those that are alike in one row, those that are open first."""
+    alike = defaultdict[tuple[str, ...], set[str]](set)
+    for role, *door in doors:
+        alike[(str(not door[-1]), *map(str, door[:-1]))].add(role)
+    lines = ["| process | on | port | bound to | without the token |", "|---|---|---|---|---|"]
+    for key, roles in sorted(alike.items()):
+        _, owner, port, bound, says = key
+        lines.append(f"| {owner} | {', '.join(sorted(roles))} | {port} | {bound} | {says} |")
+    return "\n".join(lines)

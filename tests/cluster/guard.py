@@ -1,6 +1,6 @@
 """What takes machines down: their processes, network namespaces, CPU share and files.
 
-As a program (``guard.py PREFIX FOLDER``) it waits for the end of its standard input, which comes with the end of the
+As a program (``guard.py PREFIX``) it waits for the end of its standard input, which comes with the end of the
 process that started it however that ends, and then takes down whatever carries the prefix. It knows nothing but the
 standard library.
 """
@@ -13,18 +13,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-FAMILY = re.compile(r"hk(\d+)-")  # with the process that made it
+FAMILY = re.compile(r"hk(\d+)-\d+-")  # how all names begin, with the process that made them
+ROOMS = (Path("/dev/shm"), Path(tempfile.gettempdir()))  # where folders may be, the faster one first
+ROOM_BYTES = 2 * 2**30  # that the faster one must have
 SHARES = [(Path("/sys/fs/cgroup/cpu"), "cpu.shares", 8192), (Path("/sys/fs/cgroup"), "cpu.weight", 800)]  # v1, v2
 PATIENCE_S = 10.0  # for killed processes to be gone
 
 
-def namespaces(prefix: str = "") -> list[str]:
+def namespaces(prefix: str = "hk") -> list[str]:
     """Names of the network namespaces that begin with a prefix."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    return [line.split()[0] for line in listed.splitlines() if line.startswith(prefix or "hk")]
+    return [line.split()[0] for line in listed.splitlines() if line.startswith(prefix)]
 
 
 def processes(namespace: str) -> list[int]:
@@ -72,13 +75,19 @@ def _remove_group(group: Path) -> None:
             time.sleep(0.05)
 
 
-def take_down(prefix: str, folder: Path | None = None) -> None:
-    """Take down what carries a prefix, and remove its folder.
+def new_folder(prefix: str) -> Path:
+    """Make a folder for machines: in memory if there is room, for many databases at once wait long for one disk."""
+    memory, disk = ROOMS
+    try:
+        found = os.statvfs(memory)
+        fast = found.f_bavail * found.f_frsize > ROOM_BYTES and not found.f_flag & os.ST_NOEXEC
+    except OSError:
+        fast = False
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=memory if fast else disk))
 
-    Args:
-        prefix: of the network namespaces.
-        folder: of the machines; None where it is not known.
-    """
+
+def take_down(prefix: str) -> None:
+    """Take down what carries a prefix."""
     names = namespaces(prefix)
     for name in names:
         kill_all(name)
@@ -86,15 +95,16 @@ def take_down(prefix: str, folder: Path | None = None) -> None:
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
     for root, _, _ in SHARES:
         _remove_group(root / prefix.rstrip("-"))
-    if folder is not None:
+    for folder in (folder for room in ROOMS for folder in room.glob(f"{prefix}*")):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def take_down_orphans() -> None:
     """Take down what processes have left that are gone, with their guards."""
-    for prefix in {found[0] for name in namespaces() if (found := FAMILY.match(name))}:
-        if not Path(f"/proc/{FAMILY.match(prefix)[1]}").exists():  # type: ignore[index] - it was made from a match
-            take_down(prefix)
+    names = [*namespaces(), *(folder.name for room in ROOMS for folder in room.glob("hk*"))]
+    for found in {match[0]: match for name in names if (match := FAMILY.match(name))}.values():
+        if not Path(f"/proc/{found[1]}").exists():
+            take_down(found[0])
 
 
 def main() -> None:
@@ -102,7 +112,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    take_down(sys.argv[1], Path(sys.argv[2]))
+    take_down(sys.argv[1])
 
 
 if __name__ == "__main__":

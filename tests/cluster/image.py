@@ -21,10 +21,6 @@ PYTHON3 = f"""#!/bin/sh
 if [ "$1" = -m ] && [ "$2" = venv ]; then exec {PYTHON} -I {PLACE}/make_venv.py "$3"; fi
 exec {PYTHON} "$@"
 """
-DPKG = """#!/bin/sh
-[ "$1" = -s ] && exit 0  # every package that is asked for is installed
-exec /usr/bin/dpkg "$@"
-"""
 # Trials step aside for Ray's own processes, which give up when they have to wait.
 PROFILE = f"export PATH={PLACE}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin RAY_worker_niceness=19\n"
 
@@ -43,8 +39,8 @@ def write(folder: Path, gpus: bool = False) -> None:
         gpus: each machine has a GPU with a driver that works; no more than that sentence of it is there.
     """
     (folder / "bin").mkdir(parents=True)
-    for name, text in {"python3": PYTHON3, "dpkg": DPKG}.items():
-        (folder / "bin" / name).write_text(text)
+    for name in ("python3", PYTHON.name):
+        (folder / "bin" / name).write_text(PYTHON3)
         (folder / "bin" / name).chmod(0o755)
     (folder / "make_venv.py").write_text(MAKE.read_text())
     (folder / "packages.pth").write_text("\n".join(map(str, packages())) + "\n")

@@ -9,15 +9,12 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from books import Facts
-from machines import PROJECT, Done, Machine
+from machines import PROJECT, Machine
 from searches import Search
 
 UP_S, DOWN_S = 240.0, 90.0
-HEAD = "--num-cpus=0 --num-gpus=0 --object-store-memory=100000000"
-WORKER = "--num-cpus=1 --object-store-memory=100000000"  # without it each takes 30 % of the memory of the host
 NODES = """
 import json, sys, time
 from ray._raylet import GcsClient
@@ -37,19 +34,14 @@ def token() -> str:
     return secrets.token_hex(32)
 
 
-def sized(config: dict[str, Any], head: str = HEAD, worker: str = WORKER) -> dict[str, Any]:
-    """A cluster file whose nodes offer what many of them on one computer can.
+def call_ray(laptop: Machine, words: str, timeout: float = 60) -> str:
+    """Call `ray` on a laptop, in the folder of the project; returns what it says."""
+    return str(laptop.shell(f"cd {PROJECT} && ray {words} 2>&1", timeout=timeout).stdout)
 
-    Args:
-        config: the file.
-        head: options of `ray start` on the head.
-        worker: the same on each worker.
-    """
-    config = dict(config)
-    for key, options in (("head_start_ray_commands", head), ("worker_start_ray_commands", worker)):
-        assert sum("ray start" in command for command in config[key]) == 1, key
-        config[key] = [command.replace("ray start", f"ray start {options}") for command in config[key]]
-    return config
+
+def ray_up(laptop: Machine, file: str) -> str:
+    """Bring up, or mend, the cluster of a file."""
+    return call_ray(laptop, f"up -y {file} --no-config-cache --disable-usage-stats", UP_S)
 
 
 @dataclass
@@ -59,10 +51,9 @@ class Cluster:
     Attributes:
         laptop: where `ray up` is called, in a copy of the project.
         file: the cluster file, on the laptop.
-        head: its head; None before there is one.
-        workers: its workers.
+        head: its head.
+        workers: its workers; empty where they come and go.
         runs: folder of all searches, on the host; all nodes share it.
-        address: of the GCS.
     """
 
     laptop: Machine
@@ -85,25 +76,13 @@ class Cluster:
         """The MLflow store, read on the disk of the head."""
         return f"sqlite:///{self.head.home}/mlflow/mlflow.db"
 
-    def ray(self, *words: str, timeout: float = 60, check: bool = True) -> Done:
-        """Call `ray` on the laptop, in the folder of the project."""
-        return self.laptop.shell(f"cd {PROJECT} && ray {' '.join(words)} 2>&1", timeout=timeout, check=check)
-
     def up(self) -> str:
         """`ray up`; returns what it says."""
-        done = self.ray("up", "-y", self.file, "--no-config-cache", "--disable-usage-stats", timeout=UP_S)
-        return str(done.stdout)
+        return ray_up(self.laptop, self.file)
 
     def down(self) -> str:
         """`ray down`; returns what it says."""
-        return str(self.ray("down", "-y", self.file, timeout=DOWN_S).stdout)
-
-    def stop_all(self) -> None:
-        """Stop Ray and MLflow on every machine over SSH, which `ray down` does on the head alone."""
-        stop = '. ~/.hksd-env.sh; ray stop; [ ! -s ~/mlflow/pid ] || kill -- -"$(cat ~/mlflow/pid)"'
-        ssh = "ssh -i ~/.ssh/cluster -o StrictHostKeyChecking=no"
-        for machine in self.machines:
-            self.laptop.shell(f"{ssh} root@{machine.address} {shlex.quote(stop)}", timeout=DOWN_S)
+        return call_ray(self.laptop, f"down -y {self.file}", DOWN_S)
 
     def nodes(self, wanted: int | None = None, timeout: float = 90) -> list[str]:
         """Addresses of the nodes that Ray's head takes for alive.
@@ -116,9 +95,9 @@ class Cluster:
         done = self.head.shell(f"python -c '{NODES}' {words}", timeout=timeout + 30)
         return list(json.loads(done.stdout))
 
-    def start(self, words: str, on: Machine | None = None) -> Search:
-        """Start `hksd` with these words on a node, the head by default."""
-        return self._begin(on or self.head, f"exec hksd {words}")
+    def start(self, words: str, on: Machine | None = None, folder: str = "~") -> Search:
+        """Start `hksd` with these words in a folder of a node, the head by default."""
+        return self._begin(on or self.head, f"cd {folder}; exec hksd {words}")
 
     def exec(self, command: str) -> Search:
         """Start `ray exec` of a command on the laptop."""

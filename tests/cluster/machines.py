@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,23 +41,22 @@ class Network:
         machines: all that there are, by name.
 
     Args:
-        gateway: address of the switch, with the length of the network's prefix; where all machines send what is for
-            others, and where it ends.
+        address: of the switch, with the length of the network's prefix. No address beyond the network answers.
     """
 
-    def __init__(self, gateway: str = "10.77.0.1/24"):
+    def __init__(self, address: str = "10.77.0.1/24"):
         guard.take_down_orphans()
         self.prefix = f"hk{os.getpid()}-{next(_networks)}-"
-        self.gateway, _, self.bits = gateway.partition("/")
-        self.folder = Path(tempfile.mkdtemp(prefix=self.prefix))
+        self.bits = address.partition("/")[2]
+        self.folder = guard.new_folder(self.prefix)
         self.machines: dict[str, Machine] = {}
         self.known: dict[str, str] = {}
-        command = [sys.executable, "-I", str(HERE / "guard.py"), self.prefix, str(self.folder)]
+        command = [sys.executable, "-I", str(HERE / "guard.py"), self.prefix]
         self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         self.share = guard.cpu_share(self.prefix)
         self.switch = self.namespace("sw")
         _ip("link", "add", "br0", "type", "bridge", namespace=self.switch)
-        _ip("addr", "add", gateway, "dev", "br0", namespace=self.switch)
+        _ip("addr", "add", address, "dev", "br0", namespace=self.switch)
         _ip("link", "set", "br0", "up", namespace=self.switch)
         self.key = self.folder / "key"
         make_key(self.key)
@@ -128,8 +126,7 @@ class Machine:
         if self.public:
             _ip("addr", "add", f"{self.public}/32", "dev", "eth0", namespace=self.namespace)
         _ip("link", "set", "eth0", "up", namespace=self.namespace)
-        default = ["default", "via", self.network.gateway, "src", self.address]
-        _ip("route", "add", *default, namespace=self.namespace)
+        _ip("route", "add", "default", "dev", "eth0", "src", self.address, namespace=self.namespace)
 
     def start(self) -> None:
         """Switch it on, and wait until it lets somebody in; a machine that never ran gets its disk."""

@@ -19,5 +19,8 @@ if not python.exists():
         script = folder / "bin" / name
         script.write_text(f"#!{python}\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n")
         script.chmod(0o755)
+    command = folder / "bin" / "hksd"  # where a machine has the project itself, and pip installs nothing
+    command.write_text(f"#!{python}\nfrom hksd_search.cli import main\nmain()\n")
+    command.chmod(0o755)
     # Nothing is fetched: what pip does not find installed is a fault; it builds with the setuptools that is there.
     (folder / "pip.conf").write_text("[global]\nno-index = true\n[install]\nno-build-isolation = false\n")

@@ -1,7 +1,7 @@
 """What the clusters of these tests need, and what of it is missing here; knows nothing but the standard library.
 
-As a program it prints what is missing, with the command that brings it, and ends with 1; `--cloud` asks for the
-imitation of AWS too.
+As a program it prints what is missing, with the command that brings it, and ends with 1. ``--cloud`` asks for what the
+imitation of AWS needs too, ``--system`` for no Python packages.
 """
 
 from __future__ import annotations
@@ -23,17 +23,25 @@ PROGRAMS = {  # with the Debian package that has them
     "pivot_root": "util-linux",
 }
 CLOUD_PROGRAMS = {"sudo": "sudo"}
-MODULES = {"aiohttp_cors": "ray[default]", "opencensus": "ray[default]", "pip": "pip", "setuptools": "setuptools"}
-CLOUD_MODULES = {"boto3": "boto3", "moto.server": "moto[server,ec2,iam,s3]"}
+MODULES = {
+    "aiohttp_cors": "ray[default]",
+    "opencensus": "ray[default]",
+    "flask_wtf": "mlflow[auth]",
+    "boto3": "boto3",
+    "pip": "pip",
+    "setuptools": "setuptools",
+}
+CLOUD_MODULES = {"moto.server": "moto[server,ec2,iam,s3]"}
 NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "mount", "-t", "tmpfs", "none", "/mnt"]
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # where sshd is, on the path or not
 
 
-def missing(cloud: bool = False) -> list[str]:
+def missing(cloud: bool = False, packages: bool = True) -> list[str]:
     """What is missing, each with the way to get it; empty where clusters can be run.
 
     Args:
         cloud: for the imitation of AWS.
+        packages: look for Python packages too.
     """
     if not sys.platform.startswith("linux"):
         return ["Linux: machines are made of its namespaces"]
@@ -41,9 +49,9 @@ def missing(cloud: bool = False) -> list[str]:
     programs = PROGRAMS | (CLOUD_PROGRAMS if cloud else {})
     lacking = {name: package for name, package in programs.items() if not shutil.which(name, path=SYSTEM_PATH)}
     if lacking:
-        packages = " ".join(sorted(set(lacking.values())))
-        found.append(f"{', '.join(lacking)} (apt-get install --no-install-recommends {packages})")
-    modules = MODULES | (CLOUD_MODULES if cloud else {})
+        names = " ".join(sorted(set(lacking.values())))
+        found.append(f"{', '.join(lacking)} (apt-get install --no-install-recommends {names})")
+    modules = (MODULES | (CLOUD_MODULES if cloud else {})) if packages else {}
     absent = {name: package for name, package in modules.items() if not _importable(name)}
     if absent:
         found.append(f"Python packages {', '.join(sorted(set(absent.values())))} (pip install -e '.[cluster-test]')")
@@ -65,7 +73,7 @@ def _importable(module: str) -> bool:
 
 def main() -> int:
     """Print what is missing; 1 if anything is."""
-    found = missing("--cloud" in sys.argv[1:])
+    found = missing("--cloud" in sys.argv[1:], "--system" not in sys.argv[1:])
     for one in found:
         print(f"missing: {one}")
     return int(bool(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onprem
 import pytest
 from launcher import Cluster
 
@@ -17,5 +18,6 @@ def left(cluster: Cluster) -> list[str]:
 def test_ray_down_and_the_documented_command_leave_nothing_running_on_any_machine(cluster: Cluster) -> None:
     assert left(cluster)
     cluster.down()
-    cluster.stop_all()
+    file = cluster.laptop.shell(f"cat {cluster.file}").stdout
+    cluster.laptop.shell(onprem.stop_command(file), timeout=90)
     assert left(cluster) == []

@@ -29,18 +29,15 @@ class TestFirstSearch:
     def test_trains_on_every_worker_and_not_on_the_head(self, cluster: Cluster, first: First) -> None:
         assert first.places == {machine.name for machine in cluster.workers}, first.text
 
-    @pytest.mark.xfail(reason="the run of a trial does not say yet where it trained", strict=False)
     def test_the_run_of_a_trial_says_on_which_machine_it_trained(self, cluster: Cluster, first: First) -> None:
         runs = cluster.facts("first").children.values()
         assert {run.data.tags["hksd.node"] for run in runs} == {machine.name for machine in cluster.workers}
 
-    @pytest.mark.xfail(reason="the teacher is trained in the driver", strict=False)
     def test_the_teacher_is_trained_on_a_worker(self, cluster: Cluster, first: First) -> None:
         facts = json.loads((cluster.runs / "first" / "search.json").read_text())
         assert facts["teacher"]["node"] in {machine.name for machine in cluster.workers}
 
 
-@pytest.mark.xfail(reason="it is noticed when everything has been trained", strict=False)
 def test_a_folder_of_runs_that_nodes_do_not_share_is_refused_before_anything_is_trained(whole: Cluster) -> None:
     search = whole.start(f"search quickstart --runs own --name apart --trials 2 --address auto {SMALL}")
     assert search.wait(60) == 2, search.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ Manifest = dict[str, Any]
 
 
 def text_of(variant: str, **asked: Any) -> str:
-    return files.compose(variant, files.Asked(**asked), files.PARTS, "3.11.7")
+    return files.compose(variant, files.Asked(**asked), Path("/nowhere"), "3.11.7")
 
 
 def kuberay(**asked: Any) -> dict[str, Manifest]:
@@ -223,3 +224,16 @@ def test_a_wheel_is_copied_instead_of_the_projects_folder(tmp_path: Path) -> Non
     mounts = yaml.safe_load(text_of("aws", source=wheel))["file_mounts"]
     assert mounts[f"~/hksd-source/{wheel.name}"] == str(wheel)
     assert list(mounts) == [f"~/hksd-source/{wheel.name}", "~/hksd-cluster", "~/.hksd"]
+
+
+def test_an_installed_hksd_copies_the_scripts_of_the_folder_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = files.PARTS.parents[2]
+    mounts = yaml.safe_load(text_of("aws", source=root))["file_mounts"]
+    installed = tmp_path / "python3.11" / "site-packages" / "hksd_search" / "cluster"
+    shutil.copytree(files.PARTS, installed)
+    monkeypatch.setattr(files, "PARTS", installed)
+    assert yaml.safe_load(text_of("aws", source=root))["file_mounts"] == mounts
+    with pytest.raises(UserError, match="--source: this hksd was not started from its own folder"):
+        text_of("aws")

@@ -33,6 +33,50 @@ def test_an_estimate_says_time_memory_and_money_and_keeps_no_teacher(
     assert not (tmp_path / "runs" / "teachers").exists(), "the cache of teachers is left alone"
 
 
+CLUSTER = """
+max_workers: 3
+provider: {type: aws, region: us-west-2}
+head_node_type: head
+available_node_types:
+  head: {resources: {CPU: 0}, node_config: {InstanceType: m6i.xlarge}}
+  worker:
+    max_workers: 3
+    resources: {CPU: 2}
+    node_config: {InstanceType: c9.large, InstanceMarketOptions: {MarketType: spot}}
+"""
+
+
+def test_an_estimate_for_a_cluster_counts_its_nodes_their_hours_and_what_they_cost(
+    tmp_path: Path, write_space: Make, inside: Make
+) -> None:
+    write_space(tmp_path / "space.yaml", search={"trials": 12, "concurrent": 5})
+    (tmp_path / "c.yaml").write_text(CLUSTER)
+    (tmp_path / "p.yaml").write_text("machines: {aws: {us-west-2: {c9.large: {on_demand: 1.0, spot: 0.25}}}}")
+    words = ("estimate", "space.yaml", "--cluster", "c.yaml", "--prices", "p.yaml")
+    code, out, err = inside(*words, "--json", cwd=tmp_path)
+    assert code == 0, err
+    found = json.loads(out)
+    cluster = found["cluster"]
+    assert found["at_once"] == 5
+    head, worker = cluster["lines"]
+    assert (head["count"], worker["count"], worker["kind"]["machine"]) == (1, 3, "c9.large")
+    hours = worker["hours"]["likely"]
+    assert head["hours"]["likely"] == pytest.approx(found["wall_hours"]["likely"])
+    idle, rest = 3 * 5 / 60, found["wall_hours"]["likely"] - found["teacher_seconds"] / 3600
+    assert hours == pytest.approx(found["wall_hours"]["likely"] + 2 * rest + idle)
+    own = 0.192 * head["hours"]["likely"]
+    assert cluster["total"]["on_demand"]["likely"] == pytest.approx(own + 1.0 * hours)
+    assert cluster["total"]["asked"]["likely"] == pytest.approx(own + 0.25 * hours)
+    assert cluster["assumed"][0] == "processor cores are as fast as those that were measured"
+    (tmp_path / "p.yaml").write_text("machines: {aws: {us-west-2: {c9.large: {on_demand: 1.0}}}}")
+    code, out, err = inside(*words, cwd=tmp_path)
+    assert code == 0, err
+    assert "3 x worker: c9.large, spot" in out
+    assert "money, workers as spot: not known" in out
+    assert "not known: spot price of c9.large in us-west-2" in out
+    assert "money, all on demand: 0." in out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -133,7 +133,7 @@ def test_a_search_that_waits_for_a_node_is_interrupted_at_once_and_has_a_limit(
         assert "waiting for a node, 30 min at most: search.resources: a trial wants 1 CPU(s) and 0 GPU(s)" in said(
             waits
         )
-        assert "--resume" in said(waits)
+        assert f"--address {slow.address} --resume" in said(waits)
 
         limit = ["--set", "search.node_timeout=4"]
         none = hksd("search", "later", *words, "--resume", *limit, cwd=place, **slow.environment)

@@ -113,7 +113,7 @@ def test_a_job_whose_time_is_over_saves_goes_into_the_queue_again_and_ends_its_s
     assert job.wait(timeout=240) == 130, job.err
     assert job.left() == []
     assert not token.exists()
-    assert "srun --overlap --nodes=1" in (asked := (place / "asked").read_text())
+    assert "--nodes=1 --ntasks=1 --ntasks-per-node=1" in (asked := (place / "asked").read_text())
     assert asked.splitlines()[-1] == f"scontrol requeue {JOB}"
 
     (place / "pause").unlink()

@@ -114,6 +114,27 @@ def test_a_trial_whose_process_dies_again_and_again_has_failed(place: Path, ende
     assert f"{STRIKES} times, the last time: the worker process died" in str(ended["is killed"].reason)
 
 
+def test_the_log_of_each_trial_says_what_happened_to_it(place: Path, ended: dict[str, Record], inside: Make) -> None:
+    told = {}
+    for role, record in ended.items():
+        code, out, _ = inside("logs", "bad", record.number, "--json", cwd=place)
+        assert code == 0
+        told[role] = json.loads(out)
+        notes = " ".join(told[role]["log"])
+        assert "begins in process" in notes
+        assert ("leaves off after epoch 2 of 2" in notes) == (record.status == "complete")
+        assert told[role]["mlflow"]["run"]
+        assert len(told[role]["nodes"]) == (record.epoch > 0)
+    assert told["fine"]["strikes"] == []
+    assert told["fine"]["fault"] is None
+    assert "no epoch ended in 10 s (search.epoch_timeout)" in told["hangs"]["strikes"][0]
+    assert any("goes on in process" in line for line in told["hangs"]["log"])
+    assert "Input/output error" in told["meets a broken disk"]["strikes"][0]
+    assert sum("in process" in line for line in told["is killed"]["log"]) == STRIKES
+    assert told["raises"]["fault"].endswith("ValueError: as it always does")
+    assert any("fault: ValueError: as it always does" in line for line in told["raises"]["log"])
+
+
 def test_an_error_of_the_users_own_network_is_not_tried_again(place: Path, ended: dict[str, Record]) -> None:
     assert times(place, "raises") == 1
     assert (ended["raises"].status, ended["raises"].reason) == ("failed", "ValueError: as it always does")

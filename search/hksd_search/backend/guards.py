@@ -30,8 +30,8 @@ from hksd_search.backend import failures
 from hksd_search.backend.gpu import GpuMemoryError
 from hksd_search.backend.watchdog import watchdog
 from hksd_search.study.records import STRIKES
+from hksd_search.study.trial_log import LAST_WORDS as LAST_WORDS
 
-LAST_WORDS = "last-words.txt"  # in the folder of a trial
 MEMORY_STRIKES = 2  # tries after which a trial has failed that leaks: it would leak again
 SHORTEST, SHORTEST_FIRST, EPOCHS = 60.0, 600.0, 20.0  # default patience: that many epochs, or seconds if more
 GB = 10**9

@@ -29,27 +29,34 @@ from hksd.run.outcome import EpochReport, OnEpoch
 from hksd_search.backend import fitness, gpu, guards
 from hksd_search.backend.shared_folder import Mark
 from hksd_search.backend.stop_file import told_to_stop
+from hksd_search.study import trial_log
 from hksd_search.study.records import trial_folder
-
-FAULT_FILE = "fault.txt"
+from hksd_search.study.trial_log import FAULT_FILE as FAULT_FILE
 
 
 class Warnings(logging.Handler):
-    """Keeps what a trial warns of, for its reports: people look at the driver, not at the logs of workers."""
+    """Keeps what a trial warns of, for its reports: people look at the driver, not at the logs of workers.
 
-    def __init__(self) -> None:
+    Args:
+        folder: of the trial, whose log has it too; None for a run without one.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
         super().__init__(logging.WARNING)
+        self.folder = folder
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a message."""
         self.texts.append(record.getMessage())
+        if self.folder is not None:
+            trial_log.note(self.folder, f"warning: {record.getMessage()}")
 
 
 @contextmanager
-def listening() -> Iterator[Warnings]:
-    """Catch what hksd warns of."""
-    log, warnings = logging.getLogger("hksd"), Warnings()
+def listening(folder: Path | None = None) -> Iterator[Warnings]:
+    """Catch what hksd warns of; see `Warnings`."""
+    log, warnings = logging.getLogger("hksd"), Warnings(folder)
     log.addHandler(warnings)
     log.propagate = False
     try:
@@ -164,8 +171,11 @@ def run_trial(
         guard.watch(report.seconds)
 
     model, guard = "", guards.Guard(out, rules, assignment.get("longest", 0.0))
-    with listening() as warnings:
+    with listening(out) as warnings:
         try:
+            trial_log.note(
+                out, f"{'goes on' if (out / checkpoint.LAST).exists() else 'begins'} in process {os.getpid()}"
+            )
             config = from_tree(json.loads(assignment["config"]))
             model = config.student.model
             stop = told_to_stop(Path(search))
@@ -173,9 +183,11 @@ def run_trial(
                 begun = checkpoint.fork(out, trial_folder(Path(search), fork["parent"]), fork["epoch"])
             mine = () if assignment.get("arm") else keep
             Workplace(cache_dir, home, shared, share).train(config, data, out, on_epoch, stop, mine, guard)
+            trial_log.note(out, f"leaves off after epoch {epoch} of {config.train.epochs}")
         except Exception as error:  # whatever a trial meets, the search goes on
             with contextlib.suppress(OSError):
                 out.mkdir(parents=True, exist_ok=True)
                 (out / FAULT_FILE).write_text(traceback.format_exc())
+            trial_log.note(out, f"fault: {type(error).__name__}: {error}")
             fault = {"fault": f"{type(error).__name__}: {error}", "kind": guards.kind(error, model)}
             tune.report({"number": assignment["number"], "epoch": epoch, "val_accuracy": 0.0, **fault})

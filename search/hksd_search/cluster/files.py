@@ -21,6 +21,7 @@ PLACE = re.compile(r"@([A-Z_]+)@")
 LABEL = re.compile(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?")  # of Kubernetes; a RayJob's is at most 47 long
 HOME_SOURCE = "~/hksd-source"  # where nodes find the code
 CODE = ("pyproject.toml", "hksd", "search", "spaces")  # of a checkout, what pip needs
+SCRIPTS = "search/hksd_search/cluster"  # the same in a checkout
 GPU_CHECK = """python -c 'import torch; assert torch.cuda.is_available(), "no usable GPU on this worker"'"""
 
 GPU_CHECK_WHY = (
@@ -214,8 +215,7 @@ def _code(source: object, here: Path) -> tuple[dict[str, str], str]:
     if missing := [name for name in CODE if not (place / name).exists()]:
         what = "this hksd was not started from its own folder" if source is None else f"{place} has no {missing[0]}"
         raise UserError(f"--source: {what}; give the project's folder, or a wheel (hksd-{hksd.__version__}-*.whl)")
-    scripts = place / PARTS.relative_to(checkout)
-    return {name: _from(place / name, here) for name in CODE}, _from(scripts, here)
+    return {name: _from(place / name, here) for name in CODE}, _from(place / SCRIPTS, here)
 
 
 def _from(path: Path, here: Path) -> str:

@@ -110,7 +110,7 @@ if [ -z "$cluster" ]; then
 fi
 if ((${#nodes[@]} > 1)); then
   rest=("${nodes[@]:1}")
-  srun --overlap --nodes=${#rest[@]} --ntasks=${#rest[@]} --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+  srun --overlap --export=ALL --nodes=${#rest[@]} --ntasks=${#rest[@]} --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
     --nodelist="$(IFS=,; echo "${rest[*]}")" --kill-on-bad-exit=0 bash -c "node --address=$cluster" &
   workers=$!
 fi

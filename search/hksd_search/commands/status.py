@@ -48,7 +48,7 @@ def status(
         cut = [replace(r, status="interrupted") if r.status == "running" else r for r in found.records]
         found = replace(found, records=cut)
     kept = 0 if process else waiting(folder)  # a search that runs sends them
-    resume = session.how_to_resume(name, runs, None) if state == "stopped" else None
+    resume = session.how_to_resume(name, runs, found.facts.get("address")) if state == "stopped" else None
     tally = {
         **reading.counts(found.records),
         **{key: sum(r.status == key for r in found.records) for key in EXTRA},

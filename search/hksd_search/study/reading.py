@@ -171,6 +171,7 @@ class _Facts(TypedDict, total=False):
     """What is read of search.json; more may stand there."""
 
     space: str
+    address: str | None
     teacher: _Teacher
     data: dict[str, Any] | None
     provenance: dict[str, Any] | None

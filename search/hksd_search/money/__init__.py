@@ -1,0 +1,1 @@
+"""What machines cost, and how many hours of them a search takes."""
