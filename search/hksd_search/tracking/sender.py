@@ -131,7 +131,9 @@ class Sender:
                 self._store.connect()
                 ready = True
                 self._store.write(records)
-                self.sent += sum(record["kind"] != "look" for record in records)
+                with self._turn:
+                    if not self.left:  # else they count as unsent
+                        self.sent += sum(record["kind"] != "look" for record in records)
                 self._deadline = min(self._limit, max(self._deadline, time.monotonic() + FLUSH_S))
                 return []
             except Exception as error:  # the store is another program's: whatever it raises, training goes on
